@@ -1,0 +1,16 @@
+"""Posed images of procedural scenes with known geometry: any scene can be rendered again from any camera from its seed.
+
+    scene = sample_scene("heads", 7)
+    labels = sample_labels("heads", [7, 7, 7, 7], views=[0, 1, 2, 3])     # [4, 25]
+    images = render(scene, labels, resolution=128)                        # uint8 [4, 128, 128, 3]
+    seen = render_rays(scene, origins, directions)                        # colour, depth, solid and normal of any rays
+
+`render.py` beside this file writes data sets.
+"""
+
+from dataset_preprocessing.procedural.kinds import KINDS, sample_scene
+from dataset_preprocessing.procedural.renderer import Rendered, render, render_rays
+from dataset_preprocessing.procedural.scenes import Scene
+from dataset_preprocessing.procedural.views import sample_angles, sample_labels
+
+__all__ = ["KINDS", "Rendered", "Scene", "render", "render_rays", "sample_angles", "sample_labels", "sample_scene"]

@@ -1,0 +1,242 @@
+"""Attribute dicts, user errors, construction of objects from names, cached downloads, log files, durations."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib
+import io
+import os
+import re
+import sys
+import tempfile
+import urllib.parse
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+
+class EasyDict(dict):
+    """A dict whose string keys can also be read and written as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no key {name!r}; there are {sorted(map(str, self))}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self:
+            raise AttributeError(f"no key {name!r}")
+        del self[name]
+
+
+class UserError(click.ClickException, ValueError):
+    """A mistake in what the user gave. The message is one line: which flag or file, the value, what was expected, what to do.
+
+    Commands built on click print it as `Error: ...` and exit with code 1; scripts can catch it as a ValueError.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Objects from names. A configuration stores `class_name="training.loss.StyleGAN2Loss"` beside the arguments.
+
+def get_obj_by_name(name: str) -> Any:
+    """The module-level object called `package.module.object[.attribute]`. Raises ImportError where there is none."""
+    parts = name.split(".")
+    for split in range(len(parts), 0, -1):
+        module_name = ".".join(parts[:split])
+        try:
+            obj = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # Only "there is no such module" lets the search go on; a failing import inside the module must be seen.
+            if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+                continue
+            raise
+        try:
+            for attribute in parts[split:]:
+                obj = getattr(obj, attribute)
+        except AttributeError as error:
+            raise ImportError(f"{module_name} has no {'.'.join(parts[split:])!r}") from error
+        return obj
+    raise ImportError(f"nothing importable is called {name!r}")
+
+
+def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
+    """Calls the function with that dotted name."""
+    func = get_obj_by_name(func_name)
+    assert callable(func), func_name
+    return func(*args, **kwargs)
+
+
+def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
+    """Builds an instance of the class with that dotted name."""
+    return call_func_by_name(*args, func_name=class_name, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files and addresses.
+
+def make_cache_dir_path(*paths: str) -> str:
+    """A path inside the cache folder: $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib. Creates nothing."""
+    root = os.environ.get("DNNLIB_CACHE_DIR") or os.path.join(Path.home(), ".cache", "dnnlib")
+    return os.path.join(root, *paths)
+
+
+def is_url(obj: Any) -> bool:
+    """True for http, https and file addresses."""
+    return isinstance(obj, str) and urllib.parse.urlparse(obj).scheme in ("http", "https", "file")
+
+
+def open_url(url: str | os.PathLike, cache_dir: str | None = None, num_attempts: int = 5, verbose: bool = True,
+             return_filename: bool = False, cache: bool = True) -> BinaryIO | str:
+    """Opens a local path, a file: address or an http(s) address for reading.
+
+    Downloads are kept under `cache_dir` (default: `make_cache_dir_path("downloads")`), written aside and renamed, so an
+    interrupted download is never picked up. With `return_filename` the local path is returned instead of a stream.
+    Raises UserError where the path or address cannot be read.
+    """
+    url = os.fspath(url)
+    assert num_attempts >= 1, num_attempts
+    assert cache or not return_filename, "a file name needs a cached copy"
+    parsed = urllib.parse.urlparse(url)
+    if parsed.scheme not in ("http", "https"):
+        path = urllib.parse.unquote(parsed.path) if parsed.scheme == "file" else url
+        if not os.path.isfile(path):
+            raise UserError(f"no such file: {path}")
+        return path if return_filename else open(path, "rb")
+
+    folder = cache_dir or make_cache_dir_path("downloads")
+    digest = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+    if cache:
+        hits = [name for name in glob.glob(os.path.join(glob.escape(folder), digest + "_*")) if not name.endswith(".part")]
+        if hits:
+            return hits[0] if return_filename else open(hits[0], "rb")
+
+    data, name = _download(url, num_attempts, verbose)
+    if not cache:
+        return io.BytesIO(data)
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f"{digest}_{re.sub(r'[^0-9A-Za-z._-]', '_', name)}")
+    handle, part = tempfile.mkstemp(dir=folder, prefix=digest + "_", suffix=".part")
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
+    os.replace(part, path)
+    return path if return_filename else io.BytesIO(data)
+
+
+def _download(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str]:
+    """Body and file name behind an http(s) address."""
+    import requests                                        # only downloads pay for this import
+    for attempt in range(num_attempts):
+        try:
+            if verbose:
+                print(f"Downloading {url} ...", file=sys.stderr, flush=True)
+            response = requests.get(url, timeout=60)
+            response.raise_for_status()
+            if not response.content:
+                raise requests.RequestException("the answer was empty")
+            return response.content, _response_name(response.headers.get("Content-Disposition", ""), url)
+        except requests.RequestException as error:
+            if attempt + 1 == num_attempts:
+                raise UserError(f"cannot download {url}: {error}; check the address and the network, or fetch it by hand and give its path") from error
+    raise AssertionError("unreachable")
+
+
+def _response_name(content_disposition: str, url: str) -> str:
+    match = re.search(r'filename="?([^";]+)', content_disposition)
+    return (match.group(1) if match else os.path.basename(urllib.parse.urlparse(url).path)) or "download"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What people read.
+
+class Logger:
+    """While open, copies all that is printed (stdout; with `should_flush` at once) and all errors into a file as well."""
+
+    def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True):
+        self.file = open(file_name, file_mode, encoding="utf-8") if file_name is not None else None
+        self.should_flush = should_flush
+        self._saved = (sys.stdout, sys.stderr)
+        sys.stdout, sys.stderr = _Tee(self, sys.stdout), _Tee(self, sys.stderr)
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.close()
+
+    def write(self, text: str | bytes) -> None:
+        """Writes into the log file only."""
+        text = text.decode() if isinstance(text, bytes) else text
+        if self.file is None or not text or text.startswith("\r"):     # redrawn progress bars are for the screen
+            return
+        self.file.write(text)
+        if self.should_flush:
+            self.file.flush()
+
+    def flush(self) -> None:
+        if self.file is not None:
+            self.file.flush()
+
+    def close(self) -> None:
+        """Gives the streams back and closes the file. May be called twice."""
+        for stream, saved in zip(("stdout", "stderr"), self._saved):
+            tee = getattr(sys, stream)
+            if isinstance(tee, _Tee) and tee.logger is self:
+                setattr(sys, stream, saved)
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+class _Tee:
+    """A text stream that passes everything on to the screen and to a Logger's file."""
+
+    def __init__(self, logger: Logger, stream: Any):
+        self.logger, self.stream = logger, stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(text)
+        self.logger.write(text)
+        if self.logger.should_flush:
+            self.stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+        self.logger.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def format_time(seconds: int | float) -> str:
+    """A duration with all its units from the largest down: 1d 02h 03m."""
+    days, hours, minutes, secs = _split(seconds)
+    if days:
+        return f"{days}d {hours:02d}h {minutes:02d}m"
+    if hours:
+        return f"{hours}h {minutes:02d}m {secs:02d}s"
+    return f"{minutes}m {secs:02d}s" if minutes else f"{secs}s"
+
+
+def format_time_brief(seconds: int | float) -> str:
+    """A duration with its two largest units: 1d 02h."""
+    days, hours, minutes, secs = _split(seconds)
+    if days:
+        return f"{days}d {hours:02d}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {secs:02d}s" if minutes else f"{secs}s"
+
+
+def _split(seconds: int | float) -> tuple[int, int, int, int]:
+    total = int(round(seconds))
+    return total // 86400, total // 3600 % 24, total // 60 % 60, total % 60

@@ -1,0 +1,31 @@
+"""What several tests share: the reference numbers and how they are judged."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DATA = Path(__file__).parent / "data"
+
+
+def load_golden(name):
+    """`tests/data/NAME` as a dict of arrays; 0-d string entries that hold JSON come back parsed."""
+    out = {}
+    with np.load(DATA / name) as archive:
+        for key in archive.files:
+            value = archive[key]
+            if value.dtype.kind == "U" and value.ndim == 0:
+                value = json.loads(str(value)) if str(value)[:1] in "[{" else str(value)
+            out[key] = value
+    return out
+
+
+def assert_close_rel(actual, expected, tol, what=""):
+    """max|actual - expected| <= tol * max|expected|, shapes equal, no NaN."""
+    actual = actual.detach().cpu().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
+    expected = expected.detach().cpu().numpy() if isinstance(expected, torch.Tensor) else np.asarray(expected)
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    scale = float(np.abs(expected).max()) if expected.size else 0.0
+    error = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max()) if expected.size else 0.0
+    assert error <= tol * scale, f"{what}: off by {error:.3g}, allowed {tol * scale:.3g} ({tol} x {scale:.3g})"

@@ -1,0 +1,79 @@
+"""Warm start from a network without rays."""
+
+import pytest
+import torch
+from helpers import assert_close_rel, load_golden
+
+from dnnlib import UserError
+from torch_utils import misc
+from training import discriminator, networks_raycond2, networks_stylegan2
+from training.transfer import check_match, warm_start
+
+SMALL = dict(z_dim=48, w_dim=40, img_resolution=32, img_channels=3, channel_base=768, channel_max=40, num_fp16_res=0)
+
+
+def test_published_rule():
+    golden = load_golden("resume_transfer.npz")
+    source = {name.removeprefix("src/"): torch.as_tensor(value) for name, value in golden.items() if name.startswith("src/")}
+    plain = networks_stylegan2.Generator(c_dim=0, **SMALL)
+    rays = networks_raycond2.Generator(c_dim=25, **SMALL)
+    for module, prefix in [(plain, "src/"), (rays, "before/")]:
+        state = dict(misc.named_params_and_buffers(module))
+        assert set(state) == {name.removeprefix(prefix) for name in golden if name.startswith(prefix)}
+        with torch.no_grad():
+            for name, tensor in state.items():
+                tensor.copy_(torch.as_tensor(golden[prefix + name]))
+    report = warm_start(rays, plain, ray_init="random")
+    for name, tensor in misc.named_params_and_buffers(rays):
+        assert torch.equal(tensor, torch.as_tensor(golden["after/" + name])), name
+    assert not report.skipped and not report.new and report.matched_share == 1
+    assert len(report.widened) == 3 * 7 and set(report.copied + report.widened) == set(source)
+
+
+@pytest.mark.parametrize("convention", ["pinhole", "published"])
+def test_zero_init_keeps_the_image_and_lets_gradients_through(convention):
+    torch.manual_seed(1)
+    plain = networks_stylegan2.Generator(c_dim=0, **SMALL)
+    rays = networks_raycond2.Generator(c_dim=25, rays=convention, **SMALL)
+    warm_start(rays, plain)
+    z, c = torch.randn(3, 48), torch.as_tensor(load_golden("net_raycond2.npz")["c"])
+    for training in (False, True):
+        plain.train(training), rays.train(training)
+        assert_close_rel(rays(z, c, noise_mode="const"), plain(z, None, noise_mode="const"), 1e-5, "image")
+    rays(z, c, noise_mode="const").square().sum().backward()
+    layers = [m for m in rays.synthesis.modules() if isinstance(m, networks_stylegan2.SynthesisLayer)]
+    assert len(layers) == 7
+    for layer in layers:
+        assert layer.weight[:, -6:].abs().max() == 0                    # the rays are silent ...
+        assert layer.weight.grad[:, -6:].abs().max() > 0                # ... but can be learned from step 0
+        assert (layer.affine.bias[-6:] == 1).all()
+
+
+@pytest.mark.parametrize("dcond", ["rays", "both"])
+def test_discriminator_with_rays_keeps_its_first_answer(dcond):
+    torch.manual_seed(2)
+    kwargs = dict(img_resolution=16, img_channels=3, channel_base=256, channel_max=24, num_fp16_res=0)
+    plain = discriminator.Discriminator(c_dim=0 if dcond == "rays" else 25, **kwargs)
+    rays = discriminator.Discriminator(c_dim=25, dcond=dcond, rays="pinhole", **kwargs)
+    report = warm_start(rays, plain, network="D")
+    assert report.widened == ["b16.fromrgb.weight"]
+    img, c = torch.randn(4, 3, 16, 16), torch.as_tensor(load_golden("disc_camera.npz")["c"][:4])
+    assert_close_rel(rays(img, c), plain(img, c), 1e-5, "logits")
+    rays(img, c).sum().backward()
+    assert rays.b16.fromrgb.weight.grad[:, -6:].abs().max() > 0
+
+
+def test_report_counts_and_refuses_a_foreign_network():
+    other = networks_stylegan2.Generator(c_dim=0, **dict(SMALL, w_dim=24, channel_max=16))
+    report = warm_start(networks_raycond2.Generator(c_dim=25, **SMALL), other)
+    assert report.matched_share < 0.5 and report.skipped
+    with pytest.raises(UserError, match=r"--resume=x.pkl: only \d+% of the parameters of G match"):
+        check_match([report], "x.pkl")
+    assert any("skipped" in line and str(len(report.skipped)) in line for line in report.lines())
+
+
+def test_unconditional_discriminator_gets_a_new_projection():
+    kwargs = dict(img_resolution=16, img_channels=3, channel_base=256, channel_max=24, num_fp16_res=0)
+    report = warm_start(discriminator.Discriminator(c_dim=25, **kwargs), discriminator.Discriminator(c_dim=0, **kwargs), network="D")
+    assert set(report.skipped) == {"b4.out.weight", "b4.out.bias"}
+    assert all(name.startswith("mapping.") for name in report.new) and report.new

@@ -1,0 +1,1 @@
+"""Tensor operations and helpers between PyTorch and the networks. Importing this package does nothing."""

@@ -1,0 +1,80 @@
+"""Processes: who am I, how many are we, and sums over all. Everything works unchanged in a single process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def init(rank: int, world_size: int, device: torch.device, init_method: str | None = None, timeout_s: float = 1800) -> None:
+    """Joins `world_size` processes: NCCL between CUDA devices, gloo otherwise. A single process needs no group.
+
+    init_method: an address as of torch.distributed; None: the environment that torchrun sets.
+    """
+    if world_size > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=init_method or "env://", rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+
+
+def shutdown() -> None:
+    if is_initialized():
+        dist.destroy_process_group()
+
+
+def is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_rank() -> int:
+    return dist.get_rank() if is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def get_world_size() -> int:
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def print0(*args: object, **kwargs: object) -> None:
+    """print, on rank 0 only."""
+    if get_rank() == 0:
+        print(*args, **kwargs)
+
+
+def free_port() -> int:
+    """A TCP port that is free on the loopback interface right now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of each rank's tensor, the same on all; carries no gradient."""
+    if get_world_size() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / get_world_size()
+
+
+def average_(tensors: Iterable[torch.Tensor]) -> None:
+    """Replaces each tensor by its mean over ranks, in place, with one message for all of them."""
+    tensors = list(tensors)
+    if get_world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= get_world_size()
+    with torch.no_grad():
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def broadcast_(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
+    """Makes every rank's tensors equal to those of rank `src`, in place."""
+    if get_world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=src)

@@ -1,0 +1,217 @@
+"""Trains a GAN that sees camera rays (raycond2, raycond3) or one that does not (stylegan2, stylegan3)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import click
+
+import dnnlib
+from dnnlib import UserError
+from training import config as cfg
+from training.presets import PRESETS, RECIPES
+
+EXAMPLES = """\b
+Examples:
+  \b
+  # Heads at 32 px on a CPU, fresh (see dataset_preprocessing/procedural).
+  python train.py --outdir=training-runs --data=heads.zip --cfg=raycond2-tiny
+
+  \b
+  # FFHQ at 512 px from a StyleGAN2 network, 2 GPUs.
+  python train.py --outdir=training-runs --data=eg3d-ffhq.zip --cfg=raycond2 --gpus=2 --batch=32 --gamma=1 --snap=20 \\
+      --cond=1 --aug=noaug --resume=checkpoints/stylegan2-ffhq-512x512.pkl
+
+  \b
+  # The same, as the authors' recipe.
+  python train.py --outdir=training-runs --data=eg3d-ffhq.zip --recipe=raycond2-ffhq --gpus=2
+
+  \b
+  # Only show what would be run.
+  python train.py --outdir=training-runs --data=heads.zip --cfg=raycond2-tiny -n
+"""
+
+
+class GammaType(click.ParamType):
+    """A number >= 0, or 'auto'."""
+
+    name = "FLOAT|auto"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if value == "auto":
+            return value
+        try:
+            number = float(value)                       # type: ignore[arg-type]
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < float("inf"):
+            self.fail(f"{value!r} is neither a number from 0 on nor 'auto'", param, ctx)
+        return number
+
+
+def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """'a,b' -> ('a', 'b'); 'none' or nothing -> ()."""
+    return () if value is None or value.lower() in ("", "none") else tuple(value.split(","))
+
+
+POSITIVE = click.IntRange(min=1)
+RATE = click.FloatRange(min=0, min_open=True)
+
+
+@click.command(epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
+# Required.
+@click.option("--outdir",       help="Where the run folders go", metavar="DIR", required=True)
+@click.option("--data",         help="Training data: an EG3D zip or folder", metavar="ZIP|DIR", required=True)
+@click.option("--cfg",          help=f"Preset: {', '.join(PRESETS)}", metavar="NAME")
+# What people usually set.
+@click.option("--recipe",       help=f"A run of the authors; fills --cfg, --gamma, --batch, --aug, --cond, --resume: {', '.join(RECIPES)}", metavar="NAME")
+@click.option("--gpus",         help="Number of GPUs, or of processes on a CPU", type=POSITIVE, default=1)
+@click.option("--batch",        help="Total batch size  [default: 32; raycond2-tiny: 16]", type=POSITIVE)
+@click.option("--gamma",        help="R1 weight; auto: 0.0002 * resolution^2 / batch  [default: auto]", type=GammaType())
+@click.option("--cond",         help="Train with labels  [default: on for networks with rays]", type=bool, metavar="BOOL")
+@click.option("--mirror",       help="Mirror the images, and their cameras, too", type=bool, default=False, metavar="BOOL")
+@click.option("--aug",          help="Augmentation  [default: noaug]", type=click.Choice(["noaug", "ada", "fixed"]))
+@click.option("--resume",       help="Start from this network: a file or an address", metavar="PKL|URL")
+@click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
+# Rays.
+@click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
+@click.option("--dcond",        help="How D learns the camera", type=click.Choice(["pose", "rays", "both"]), default="pose")
+@click.option("--ray-init",     help="New ray weights of a network resumed without rays", type=click.Choice(["zero", "random"]), default="zero")
+@click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
+              type=click.Choice(["strict", "off"]), default="strict")
+# Hyperparameters.
+@click.option("--p",            help="Probability for --aug=fixed", type=click.FloatRange(0, 1), default=0.2)
+@click.option("--target",       help="Target of --aug=ada", type=click.FloatRange(0, 1), default=0.6)
+@click.option("--batch-gpu",    help="Images per process and pass; fewer need less memory  [default: batch / gpus]", type=POSITIVE)
+@click.option("--cbase",        help="Channels at resolution r are this / r ...", type=POSITIVE)
+@click.option("--cmax",         help="... but at most this", type=POSITIVE)
+@click.option("--glr",          help="Learning rate of G  [default: as the preset]", type=RATE)
+@click.option("--dlr",          help="Learning rate of D  [default: as the preset]", type=RATE)
+@click.option("--map-depth",    help="Layers of the mapping network  [default: as the preset]", type=POSITIVE)
+@click.option("--mbstd-group",  help="Group size of minibatch standard deviation", type=POSITIVE, default=4)
+# The rest.
+@click.option("--desc",         help="Added to the name of the run folder", metavar="TEXT")
+@click.option("--metrics",      help="Metrics at each snapshot, or none", metavar="A,B", callback=parse_metrics)
+@click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=click.FloatRange(min=0, min_open=True))
+@click.option("--tick",         help="Thousands of images between status lines", type=click.FloatRange(min=0, min_open=True), default=4)
+@click.option("--snap",         help="Ticks between snapshots", type=POSITIVE, default=100)
+@click.option("--seed",         help="Random seed", type=click.IntRange(min=0), default=0)
+@click.option("--fp32",         help="Full precision everywhere", type=bool, default=False, metavar="BOOL")
+@click.option("--bf16",         help="bfloat16 where float16 is the rule", type=bool, default=False, metavar="BOOL")
+@click.option("--nobench",      help="No search for the fastest cuDNN algorithms", type=bool, default=False, metavar="BOOL")
+@click.option("--workers",      help="Processes that read images, per GPU", type=click.IntRange(min=0), default=3)
+@click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+@click.option("-n", "--dry-run", help="Print the options and stop", is_flag=True)
+def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> None:
+    """Train a GAN from scratch or from an existing network."""
+    options = cfg.apply_recipe(cfg.Options(**kwargs))
+    preset = cfg.preset_of(options)
+    device = choose_device(device, options.gpus)
+
+    dataset, info = read_dataset(options, preset)
+    plan = cfg.build_config(options, preset, info)
+    notes = list(dataset.notes) + plan.notes
+    if info.has_camera_labels:
+        notes += dataset.check_cameras(allow_geometry=camera_check == "off")
+    config = plan.config
+    config.data_loader_kwargs["pin_memory"] = device == "cuda"
+    if config.resume_pkl is not None:
+        notes += cfg.keep_ray_convention(config, load_network(config.resume_pkl)["G_ema"], options.rays is not None)
+    if device == "cpu":
+        notes.append(f"Training on the CPU in {options.gpus} process{'es' if options.gpus > 1 else ''}.")
+
+    config.run_dir = cfg.next_run_dir(options.outdir, config.pop("desc"))
+    print_plan(config, info, notes)
+    if dry_run:
+        print("Dry run; exiting.")
+        return
+    print("Creating output directory...")
+    os.makedirs(config.run_dir)
+    cfg.save_options(config)
+    launch(config, device)
+
+
+def choose_device(device: str, gpus: int) -> str:
+    """'cuda' or 'cpu', for this many processes."""
+    import torch
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if available else "cpu"
+    if device == "cuda" and gpus > available:
+        raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
+    if device == "cpu" and gpus > 4 * (os.cpu_count() or 1):
+        raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {os.cpu_count()} cores; lower --gpus")
+    return device
+
+
+def read_dataset(options: cfg.Options, preset: object) -> tuple[object, cfg.DataInfo]:
+    """Opens the data once to learn what they are."""
+    kwargs = dict(class_name="training.dataset.ImageFolderDataset", path=options.data, use_labels=cfg.wants_labels(options, preset), max_size=None,
+                  xflip=False, random_seed=options.seed)
+    try:
+        dataset = dnnlib.util.construct_class_by_name(**kwargs)
+    except UserError as error:
+        raise UserError(f"--data={options.data}: {error.message}") from error
+    kwargs.update(resolution=dataset.resolution, xflip=options.mirror, max_size=len(dataset))
+    return dataset, cfg.DataInfo(name=dataset.name, num_images=len(dataset), resolution=dataset.resolution, num_channels=dataset.num_channels,
+                                 label_dim=dataset.label_dim, has_camera_labels=dataset.has_camera_labels, kwargs=kwargs)
+
+
+def load_network(source: str) -> dict:
+    """The networks in a file or behind an address."""
+    import legacy
+    return legacy.load_network_pkl(source)
+
+
+def print_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str]) -> None:
+    print()
+    print("Training options:")
+    print(json.dumps(config, indent=2))
+    print()
+    rows = [("Output directory", config.run_dir), ("Number of GPUs", config.num_gpus), ("Batch size", f"{config.batch_size} images"),
+            ("Training duration", f"{config.total_kimg:g} kimg"), ("Dataset path", info.kwargs["path"]), ("Dataset size", f"{info.num_images} images"),
+            ("Dataset resolution", info.resolution), ("Dataset channels", info.num_channels),
+            ("Dataset labels", "cameras" if info.has_camera_labels else info.label_dim or "none"), ("Dataset x-flips", info.kwargs["xflip"])]
+    for name, value in rows:
+        print(f"{name + ':':<20}{value}")
+    for note in notes:
+        print(f"Note: {note}")
+    print()
+
+
+def launch(config: dnnlib.EasyDict, device: str) -> None:
+    """Runs the loop in this process, or in `num_gpus` new ones."""
+    import torch
+
+    from torch_utils import distributed
+    if config.num_gpus == 1:
+        run_process(0, dict(config), device, None)
+    else:
+        print("Launching processes...")
+        address = f"tcp://127.0.0.1:{distributed.free_port()}"
+        torch.multiprocessing.spawn(run_process, args=(dict(config), device, address), nprocs=config.num_gpus)
+
+
+def run_process(rank: int, config: dict, device: str, address: str | None) -> None:
+    """One process of the run."""
+    import torch
+
+    from torch_utils import distributed
+    from training.training_loop import training_loop
+    with dnnlib.util.Logger(os.path.join(config["run_dir"], "log.txt") if rank == 0 else None, file_mode="a", should_flush=True):
+        target = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
+        if target.type == "cuda":
+            torch.cuda.set_device(target)
+        elif config["num_gpus"] > 1:
+            torch.set_num_threads(max((os.cpu_count() or 1) // config["num_gpus"], 1))
+        distributed.init(rank, config["num_gpus"], target, init_method=address)
+        try:
+            training_loop(config, rank=rank, device=target, load_network=load_network)
+        finally:
+            distributed.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""How strongly D's images are augmented: adaptively (Karras et al. 2020a, section 3), at a fixed strength, or not at all."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from torch_utils import training_stats
+
+
+class NoAugmentation:
+    """D sees images as they are."""
+
+    pipe = None
+    p = 0.0
+
+    def update(self, step: int, batch_size: int) -> None:
+        """Nothing to adapt."""
+
+
+class FixedStrength:
+    """Every augmentation is applied with the probability that the pipe was built with."""
+
+    def __init__(self, pipe: torch.nn.Module):
+        self.pipe = pipe
+
+    @property
+    def p(self) -> float:
+        return float(self.pipe.p)
+
+    def update(self, step: int, batch_size: int) -> None:
+        """Nothing to adapt."""
+
+
+class AdaptiveStrength(FixedStrength):
+    """Moves p so that D's mean sign on real images stays at `target`. From 0 to 1 takes `kimg` thousand images at the fastest."""
+
+    def __init__(self, pipe: torch.nn.Module, target: float = 0.6, interval: int = 4, kimg: float = 500):
+        super().__init__(pipe)
+        self.target = target
+        self.interval = interval                        # Steps between two moves.
+        self.kimg = kimg
+        self.signs = training_stats.Collector(regex="Loss/signs/real")
+
+    def update(self, step: int, batch_size: int) -> None:
+        if step % self.interval != 0:
+            return
+        self.signs.update()
+        overfit = self.signs["Loss/signs/real"]
+        if math.isnan(overfit):
+            return
+        move = (overfit > self.target) - (overfit < self.target)
+        self.pipe.p.copy_((self.pipe.p + move * batch_size * self.interval / (self.kimg * 1000)).clamp(min=0))

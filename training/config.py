@@ -1,0 +1,236 @@
+"""Options, a preset and a data set -> one JSON document that alone rebuilds the run. Pure: prints nothing, makes no folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from dnnlib import EasyDict, UserError
+from training.presets import PRESETS, RECIPES, Preset, lookup
+
+CAMERA_LABEL_DIM = 25
+
+
+@dataclass
+class Options:
+    """What the user asked for. None stands for: as the preset, or the data, says."""
+
+    outdir: str
+    data: str
+    cfg: str | None             = None
+    recipe: str | None          = None
+    gpus: int                   = 1
+    batch: int | None           = None
+    gamma: float | str | None   = None
+    cond: bool | None           = None
+    mirror: bool                = False
+    aug: str | None             = None
+    resume: str | None          = None
+    ray_init: str               = "zero"
+    freezed: int                = 0
+    rays: str | None            = None
+    dcond: str                  = "pose"
+    p: float                    = 0.2
+    target: float               = 0.6
+    batch_gpu: int | None       = None
+    cbase: int | None           = None
+    cmax: int | None            = None
+    glr: float | None           = None
+    dlr: float | None           = None
+    map_depth: int | None       = None
+    mbstd_group: int            = 4
+    desc: str | None            = None
+    metrics: tuple[str, ...]    = ()
+    kimg: float | None          = None
+    tick: float                 = 4
+    snap: int                   = 100
+    seed: int                   = 0
+    fp32: bool                  = False
+    bf16: bool                  = False
+    nobench: bool               = False
+    workers: int                = 3
+
+
+@dataclass
+class DataInfo:
+    """What the configuration needs to know about the data."""
+
+    name: str
+    num_images: int
+    resolution: int
+    num_channels: int
+    label_dim: int              = 0      # with labels read
+    has_camera_labels: bool     = False
+    kwargs: dict                = field(default_factory=dict)       # training_set_kwargs that gave all this
+
+
+@dataclass
+class Plan:
+    """The configuration and what should be said about how it came about."""
+
+    config: EasyDict
+    notes: list[str]
+
+
+def apply_recipe(options: Options) -> Options:
+    """Fills what the recipe knows and the user left open."""
+    if options.recipe is None:
+        return options
+    row = lookup(RECIPES, options.recipe, "--recipe")
+    for name in ("cfg", "gamma", "resume", "batch", "aug", "cond"):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(row, name))
+    return options
+
+
+def preset_of(options: Options) -> Preset:
+    if options.cfg is None:
+        raise UserError(f"--cfg is missing; choose one of {', '.join(PRESETS)} (or a --recipe)")
+    preset = lookup(PRESETS, options.cfg, "--cfg")
+    if not preset.available:
+        raise UserError(f"--cfg={options.cfg}: not yet; for now there are {', '.join(name for name, row in PRESETS.items() if row.available)}")
+    return preset
+
+
+def wants_labels(options: Options, preset: Preset) -> bool:
+    """Are labels read at all? A network with rays always needs them."""
+    if preset.rays and options.cond is False:
+        raise UserError(f"--cond=0 with --cfg={options.cfg}: this network is steered by camera labels; leave --cond out or use --cfg=stylegan2")
+    return preset.rays or bool(options.cond)
+
+
+def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
+    """The whole run. Raises UserError for what cannot be."""
+    notes: list[str] = []
+    _check_data(options, preset, data, notes)
+    batch, batch_gpu = _check_batch(options, preset)
+    gamma = _gamma(options, data.resolution, batch, notes)
+    if options.aug not in (None, "noaug"):
+        raise UserError(f"--aug={options.aug}: not yet; use --aug=noaug")
+    if options.metrics:
+        notes.append("Metrics are not there yet: --metrics is skipped.")
+
+    config = EasyDict(num_gpus=options.gpus, batch_size=batch, batch_gpu=batch_gpu, random_seed=options.seed)
+    config.G_kwargs, config.D_kwargs = _network_kwargs(options, preset, data)
+    config.G_opt_kwargs = _adam(preset.glr if options.glr is None else options.glr)
+    config.D_opt_kwargs = _adam(preset.dlr if options.dlr is None else options.dlr)
+    config.G_reg_interval, config.D_reg_interval = preset.G_reg_interval, preset.D_reg_interval
+    config.loss_kwargs = dict(class_name="training.loss.StyleGAN2Loss", r1_gamma=gamma, style_mixing_prob=preset.style_mixing_prob,
+                              pl_weight=preset.pl_weight, pl_no_weight_grad=preset.pl_no_weight_grad)
+    config.augment_kwargs = None
+    config.ema_kimg = batch * 10 / 32
+    config.ema_rampup = 0.05
+    if preset.blur_init_sigma > 0:
+        config.loss_kwargs.update(blur_init_sigma=preset.blur_init_sigma, blur_fade_kimg=batch * 200 / 32)
+    config.resume_pkl, config.ray_init = options.resume, options.ray_init
+    if options.resume is not None:
+        config.ema_rampup = None
+        config.loss_kwargs.update(blur_init_sigma=0, blur_fade_kimg=0)
+
+    config.training_set_kwargs = dict(data.kwargs)
+    config.data_loader_kwargs = dict(num_workers=options.workers, pin_memory=False, drop_last=True)
+    if options.workers > 0:
+        config.data_loader_kwargs.update(prefetch_factor=2, persistent_workers=True)
+    config.metrics = []
+    config.total_kimg = preset.default_kimg if options.kimg is None else options.kimg
+    config.kimg_per_tick = options.tick
+    config.image_snapshot_ticks = config.network_snapshot_ticks = options.snap
+    config.cudnn_benchmark = not options.nobench
+    config.allow_tf32 = False
+    config.run_dir = None
+    config.desc = f"{options.cfg}-{data.name}-gpus{options.gpus}-batch{batch}-gamma{gamma:g}" + (f"-{options.desc}" if options.desc else "")
+    return Plan(config, notes)
+
+
+def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[str]) -> None:
+    if data.resolution < 8 or data.resolution & (data.resolution - 1):
+        raise UserError(f"--data: images of {data.resolution} px; the networks need a power of two from 8 on: resize them with a data set tool first")
+    if preset.rays and not data.has_camera_labels:
+        got = f"{data.label_dim} numbers per label" if data.label_dim else "no labels"
+        raise UserError(f"--data: {got}, but --cfg={options.cfg} needs camera labels of 25 numbers (cam2world 4x4, intrinsics 3x3, both row by row) "
+                        "in dataset.json; see docs/conventions.md, or use --cfg=stylegan2")
+    if preset.rays and options.cond is None:
+        notes.append("Labels of 25 numbers are cameras: --cond=1 is implied.")
+    if options.dcond != "pose" and not data.has_camera_labels:
+        raise UserError(f"--dcond={options.dcond}: rays in the discriminator need camera labels (--cond=1 and 25 numbers per image)")
+    if options.rays is not None and not preset.rays and options.dcond == "pose":
+        raise UserError(f"--rays={options.rays}: --cfg={options.cfg} has no rays; use --cfg=raycond2 or leave --rays out")
+
+
+def _check_batch(options: Options, preset: Preset) -> tuple[int, int]:
+    batch = preset.batch if options.batch is None else options.batch
+    if batch % options.gpus != 0:
+        raise UserError(f"--batch={batch} does not divide by --gpus={options.gpus}; choose a multiple")
+    per_process = batch // options.gpus
+    batch_gpu = per_process if options.batch_gpu is None else options.batch_gpu
+    if batch_gpu < 1 or per_process % batch_gpu != 0:
+        raise UserError(f"--batch-gpu={batch_gpu}: each of {options.gpus} processes has {per_process} of --batch={batch}; choose a divisor of {per_process}")
+    if preset.pl_weight > 0 and batch_gpu < 2:
+        raise UserError(f"--batch={batch} leaves {batch_gpu} image per process and pass; path length regularisation of --cfg={options.cfg} takes half of "
+                        "them and needs two or more: raise --batch or --batch-gpu")
+    group = min(options.mbstd_group, batch_gpu)
+    if group < 1 or batch_gpu % group != 0:
+        raise UserError(f"--mbstd-group={options.mbstd_group}: {batch_gpu} images per process and pass do not divide into such groups; "
+                        f"choose a divisor of {batch_gpu}")
+    return batch, batch_gpu
+
+
+def _gamma(options: Options, resolution: int, batch: int, notes: list[str]) -> float:
+    if options.gamma in (None, "auto"):
+        gamma = 0.0002 * resolution ** 2 / batch
+        notes.append(f"--gamma=auto: R1 weight {gamma:g} = 0.0002 * {resolution}^2 / {batch}, a start; look at the curves and try a few.")
+        return gamma
+    return float(options.gamma)
+
+
+def _network_kwargs(options: Options, preset: Preset, data: DataInfo) -> tuple[EasyDict, EasyDict]:
+    half = dict(num_fp16_res=0 if options.fp32 else preset.num_fp16_res, conv_clamp=None if options.fp32 else preset.conv_clamp)
+    width = dict(channel_base=options.cbase or preset.cbase, channel_max=options.cmax or preset.cmax)
+    rays = options.rays or "pinhole"
+    G = EasyDict(class_name=preset.generator, z_dim=preset.z_dim, w_dim=preset.w_dim,
+                 mapping_kwargs=dict(num_layers=options.map_depth or preset.mapping_layers), **width, **half, **dict(preset.synthesis_kwargs))
+    D = EasyDict(class_name="training.discriminator.Discriminator", **width, **half, block_kwargs=dict(freeze_layers=options.freezed),
+                 mapping_kwargs={}, epilogue_kwargs=dict(mbstd_group_size=options.mbstd_group))
+    if preset.rays:
+        G.rays = rays
+    if options.dcond != "pose":
+        D.update(dcond=options.dcond, rays=rays)
+    if options.bf16:
+        G.half_dtype = "bf16"
+        D.block_kwargs["half_dtype"] = "bf16"
+    return G, D
+
+
+def _adam(lr: float) -> dict[str, Any]:
+    return dict(class_name="torch.optim.Adam", lr=lr, betas=[0.0, 0.99], eps=1e-8)
+
+
+def keep_ray_convention(config: EasyDict, source: Any, rays_given: bool) -> list[str]:
+    """A resumed ray network keeps its convention unless --rays was given. Changes `config`; returns what to say."""
+    old, new = getattr(source, "rays", None), config.G_kwargs.get("rays")
+    if old is None or new is None or old == new:
+        return []
+    if rays_given:
+        return [f"Warning: {config.resume_pkl} was trained with --rays={old}; it continues with --rays={new} and has to learn its cameras anew."]
+    config.G_kwargs["rays"] = old
+    if "rays" in config.D_kwargs:
+        config.D_kwargs["rays"] = old
+    return [f"Rays: {config.resume_pkl} knows the convention '{old}', which is kept."]
+
+
+def next_run_dir(outdir: str, desc: str) -> str:
+    """OUTDIR/NNNNN-DESC with the first number after all that are there."""
+    names = os.listdir(outdir) if os.path.isdir(outdir) else []
+    taken = [int(match.group()) for name in names if (match := re.match(r"\d+", name))]
+    return os.path.join(outdir, f"{max(taken, default=-1) + 1:05d}-{desc}")
+
+
+def save_options(config: dict) -> None:
+    """Writes training_options.json into the run folder."""
+    path = os.path.join(config["run_dir"], "training_options.json")
+    with open(path + ".part", "w", encoding="utf-8") as stream:
+        json.dump(config, stream, indent=2)
+    os.replace(path + ".part", path)

@@ -1,0 +1,234 @@
+"""StyleGAN2 discriminator (Karras et al. 2020b), projecting on the label (Miyato and Koyama 2018), optionally seeing rays.
+
+`dcond` says how it learns about the camera: 'pose' through the projection, 'rays' through the ray map appended to its
+input image, 'both' through both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_utils import misc, persistence
+from torch_utils.ops import upfirdn2d
+from training.layers import (
+    BILINEAR,
+    HALF_DTYPES,
+    Conv2dLayer,
+    FullyConnectedLayer,
+    MappingNetwork,
+    channels_per_resolution,
+    half_precision_resolutions,
+    sqrt_half,
+)
+from training.ray_conditioning import make_conditioning
+
+# dcond -> (the label is projected on, the image carries rays)
+CAMERA_INPUTS = {"pose": (True, False), "rays": (False, True), "both": (True, True)}
+
+
+@persistence.persistent_class
+class DiscriminatorBlock(nn.Module):
+    """One resolution: two convolutions, the second one down-sampling; a branch from the image where the architecture has one."""
+
+    def __init__(self,
+        in_channels:        int,                        # 0: the first block, which reads the image.
+        tmp_channels:       int,
+        out_channels:       int,
+        resolution:         int,                        # Of the input.
+        img_channels:       int,
+        first_layer_idx:    int,                        # Layers before this block, counted for `freeze_layers`.
+        architecture:       str             = "resnet",     # 'orig', 'skip' or 'resnet'.
+        activation:         str             = "lrelu",
+        resample_filter:    Sequence[int]   = BILINEAR,
+        conv_clamp:         float | None    = None,
+        use_fp16:           bool            = False,
+        fp16_channels_last: bool            = False,
+        half_dtype:         str             = "fp16",   # 'fp16' or 'bf16'.
+        freeze_layers:      int             = 0,        # Layers of the whole network that do not train.
+    ):
+        assert architecture in ("orig", "skip", "resnet"), architecture
+        super().__init__()
+        self.in_channels = in_channels
+        self.resolution = resolution
+        self.img_channels = img_channels
+        self.first_layer_idx = first_layer_idx
+        self.architecture = architecture
+        self.use_fp16 = use_fp16
+        self.half_dtype = half_dtype
+        self.channels_last = use_fp16 and fp16_channels_last
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
+        self.num_layers = 0
+
+        def conv(n_in: int, n_out: int, kernel_size: int, **kwargs: Any) -> Conv2dLayer:
+            trainable = first_layer_idx + self.num_layers >= freeze_layers
+            self.num_layers += 1
+            return Conv2dLayer(n_in, n_out, kernel_size, trainable=trainable, channels_last=self.channels_last, **kwargs)
+
+        if in_channels == 0 or architecture == "skip":
+            self.fromrgb = conv(img_channels, tmp_channels, 1, activation=activation, conv_clamp=conv_clamp)
+        self.conv0 = conv(tmp_channels, tmp_channels, 3, activation=activation, conv_clamp=conv_clamp)
+        self.conv1 = conv(tmp_channels, out_channels, 3, activation=activation, conv_clamp=conv_clamp, down=2, resample_filter=resample_filter)
+        if architecture == "resnet":
+            self.skip = conv(tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter)
+
+    def forward(self, x: torch.Tensor | None, img: torch.Tensor | None, force_fp32: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x: [N, in_channels, H, W], img: [N, img_channels, H, W]. Returns features at half the size, and the image for the next block."""
+        device = (img if x is None else x).device
+        half = self.use_fp16 and not force_fp32 and device.type == "cuda"
+        dtype = HALF_DTYPES[self.half_dtype] if half else torch.float32
+        memory_format = torch.channels_last if self.channels_last and not force_fp32 else torch.contiguous_format
+        if x is not None:
+            misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
+            x = x.to(dtype=dtype, memory_format=memory_format)
+
+        if self.in_channels == 0 or self.architecture == "skip":
+            misc.assert_shape(img, [None, self.img_channels, self.resolution, self.resolution])
+            img = img.to(dtype=dtype, memory_format=memory_format)
+            y = self.fromrgb(img)
+            x = y if x is None else x + y
+            img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
+
+        if self.architecture != "resnet":
+            return self.conv1(self.conv0(x)), img
+        shortcut = self.skip(x, gain=sqrt_half())
+        x = self.conv1(self.conv0(x), gain=sqrt_half())
+        return shortcut.add_(x), img
+
+    def extra_repr(self) -> str:
+        return f"resolution={self.resolution}, architecture={self.architecture}"
+
+
+@persistence.persistent_class
+class MinibatchStdLayer(nn.Module):
+    """Appends how much groups of samples differ (Karras et al. 2018, section 3). Sample i is in group i mod (N / group_size)."""
+
+    def __init__(self, group_size: int | None, num_channels: int = 1):
+        super().__init__()
+        self.group_size = group_size     # None: the whole batch
+        self.num_channels = num_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> [N, C + num_channels, H, W]."""
+        N, C, H, W = x.shape
+        size = N if self.group_size is None else min(self.group_size, N)
+        assert N % size == 0, f"a batch of {N} does not divide into groups of {size}"
+        groups = x.reshape(size, N // size, self.num_channels, C // self.num_channels, H, W)
+        spread = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt()          # [groups, F, C/F, H, W]
+        spread = spread.mean(dim=[2, 3, 4])                                 # [groups, F]
+        spread = spread.repeat(size, 1)[:, :, None, None].expand(-1, -1, H, W)
+        return torch.cat([x, spread], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"group_size={self.group_size}, num_channels={self.num_channels}"
+
+
+@persistence.persistent_class
+class DiscriminatorEpilogue(nn.Module):
+    """4x4 features -> logit, or -> projection on the mapped label."""
+
+    def __init__(self,
+        in_channels:        int,
+        cmap_dim:           int,                        # Size of the mapped label; 0: none.
+        resolution:         int,
+        img_channels:       int,
+        architecture:       str             = "resnet",
+        mbstd_group_size:   int | None      = 4,        # None: the whole batch.
+        mbstd_num_channels: int             = 1,        # 0: no such layer.
+        activation:         str             = "lrelu",
+        conv_clamp:         float | None    = None,
+    ):
+        assert architecture in ("orig", "skip", "resnet"), architecture
+        super().__init__()
+        self.in_channels = in_channels
+        self.cmap_dim = cmap_dim
+        self.resolution = resolution
+        self.img_channels = img_channels
+        self.architecture = architecture
+        if architecture == "skip":
+            self.fromrgb = Conv2dLayer(img_channels, in_channels, 1, activation=activation)
+        self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels > 0 else None
+        self.conv = Conv2dLayer(in_channels + mbstd_num_channels, in_channels, 3, activation=activation, conv_clamp=conv_clamp)
+        self.fc = FullyConnectedLayer(in_channels * resolution ** 2, in_channels, activation=activation)
+        self.out = FullyConnectedLayer(in_channels, cmap_dim if cmap_dim > 0 else 1)
+
+    def forward(self, x: torch.Tensor, img: torch.Tensor | None, cmap: torch.Tensor | None, force_fp32: bool = False) -> torch.Tensor:
+        """x: [N, in_channels, 4, 4], cmap: [N, cmap_dim]. Returns logits [N, 1]. Always computes in float32."""
+        misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
+        if self.architecture == "skip":
+            x = x + self.fromrgb(img.to(torch.float32, memory_format=torch.contiguous_format))
+        if self.mbstd is not None:
+            x = self.mbstd(x)
+        x = self.out(self.fc(self.conv(x).flatten(1)))                      # [N, cmap_dim or 1]
+        if self.cmap_dim > 0:
+            misc.assert_shape(cmap, [None, self.cmap_dim])
+            x = (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"resolution={self.resolution}, architecture={self.architecture}"
+
+
+@persistence.persistent_class
+class Discriminator(nn.Module):
+    """Image and label -> logit."""
+
+    def __init__(self,
+        c_dim:              int,                        # 0: no label.
+        img_resolution:     int,
+        img_channels:       int,
+        architecture:       str             = "resnet",
+        channel_base:       int             = 32768,
+        channel_max:        int             = 512,
+        num_fp16_res:       int             = 4,
+        conv_clamp:         float | None    = 256,
+        cmap_dim:           int | None      = None,     # Size of the mapped label; None: the channels at 4x4.
+        block_kwargs:       dict | None     = None,     # For DiscriminatorBlock.
+        mapping_kwargs:     dict | None     = None,     # For MappingNetwork.
+        epilogue_kwargs:    dict | None     = None,     # For DiscriminatorEpilogue.
+        dcond:              str             = "pose",   # A key of CAMERA_INPUTS.
+        rays:               str             = "published",  # Ray convention, where the image carries rays.
+    ):
+        super().__init__()
+        assert dcond in CAMERA_INPUTS, f"dcond {dcond!r}, expected one of {list(CAMERA_INPUTS)}"
+        projects, sees_rays = CAMERA_INPUTS[dcond]
+        self.c_dim = c_dim
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.conditioning = make_conditioning(rays if sees_rays else None)
+        channels = channels_per_resolution(img_resolution, channel_base, channel_max)
+        half = half_precision_resolutions(img_resolution, num_fp16_res)
+        self.block_resolutions = [res for res in sorted(channels, reverse=True) if res > 4]
+        if c_dim == 0 or not projects:
+            cmap_dim = 0
+        elif cmap_dim is None:
+            cmap_dim = channels[4]
+
+        image = dict(img_channels=img_channels + self.conditioning.num_channels, architecture=architecture, conv_clamp=conv_clamp)
+        first_layer_idx = 0
+        for res in self.block_resolutions:
+            block = DiscriminatorBlock(channels[res] if res < img_resolution else 0, channels[res], channels[res // 2], resolution=res,
+                                       first_layer_idx=first_layer_idx, use_fp16=res in half, **image, **(block_kwargs or {}))
+            first_layer_idx += block.num_layers
+            setattr(self, f"b{res}", block)
+        if cmap_dim > 0:
+            self.mapping = MappingNetwork(z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {}))
+        self.cmap_dim = cmap_dim
+        self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim=cmap_dim, resolution=4, **image, **(epilogue_kwargs or {}))
+
+    def forward(self, img: torch.Tensor, c: torch.Tensor | None, update_emas: bool = False, **block_kwargs: Any) -> torch.Tensor:
+        """img: [N, img_channels, H, W], c: [N, c_dim]. Returns logits [N, 1]. `update_emas` is there for other discriminators."""
+        img = self.conditioning.bind(c, img.shape[0]).append_to(img)
+        x = None
+        for res in self.block_resolutions:
+            x, img = getattr(self, f"b{res}")(x, img, **block_kwargs)
+        cmap = self.mapping(None, c) if self.cmap_dim > 0 else None
+        return self.b4(x, img, cmap)
+
+    def extra_repr(self) -> str:
+        return f"c_dim={self.c_dim}, img_resolution={self.img_resolution}, img_channels={self.img_channels}"

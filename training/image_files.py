@@ -1,0 +1,138 @@
+"""Where the files of a data set lie: a folder or a zip, read by name, from any thread or process."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from typing import Any
+
+from dnnlib.util import UserError
+
+ZIP_HINT = "copy or download the file again; `unzip -t FILE` tests one"
+
+
+class DataError(UserError):
+    """A UserError that stays one line when a DataLoader worker raises it.
+
+    torch rebuilds a worker's exception from the text of its traceback, which ends with this class's name and the message.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition("DataError: ")[2])
+
+
+def open_files(path: str | os.PathLike) -> ZipFiles | FolderFiles:
+    """The files at `path`. Raises DataError where there is neither a folder nor a readable zip."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return FolderFiles(path)
+    if not os.path.exists(path):
+        raise DataError(f"--data={path}: there is no such file or folder; check the path")
+    return ZipFiles(path)
+
+
+class FolderFiles:
+    """The files below a folder; names are relative to it, with forward slashes."""
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            self.names = [os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
+                          for folder, _, names in os.walk(path, onerror=_raise, followlinks=True) for name in names]
+        except OSError as error:
+            raise DataError(f"--data={path}: cannot list {error.filename}: {error.strerror}; check its permissions") from error
+
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The file's content, or its first `limit` bytes."""
+        try:
+            with open(os.path.join(self.path, name), "rb") as stream:
+                return stream.read(-1 if limit is None else limit)
+        except OSError as error:
+            raise DataError(f"{self.locate(name)}: cannot read it: {error.strerror or error}; check its permissions and the disk") from error
+
+    def locate(self, name: str) -> str:
+        """How messages call the file."""
+        return os.path.join(self.path, name)
+
+    def close(self) -> None:
+        pass
+
+
+class ZipFiles:
+    """The members of a zip.
+
+    The directory is parsed once and travels with a pickled copy. Members are then read at their offsets, without a file position that
+    threads or forked processes would share.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._fd: int | None = None
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = [info for info in archive.infolist() if not info.is_dir()]
+        except zipfile.BadZipFile as error:
+            size = os.path.getsize(path)
+            raise DataError(f"--data={path}: {size} bytes that are no zip, or one cut short ({error}); {ZIP_HINT}") from error
+        except OSError as error:
+            raise DataError(f"--data={path}: cannot open it: {error.strerror or error}; expected a folder or a readable zip") from error
+        self._members = {}
+        for info in infos:
+            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                what = "encrypted" if info.flag_bits & 1 else f"packed by zip method {info.compress_type}"
+                raise DataError(f"{self.locate(info.filename)}: {what}; expected a plain zip: unpack it and give the folder, or repack it with `zip -0 -r`")
+            self._members[info.filename] = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
+        self.names = list(self._members)
+
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The member's content, checked against its checksum; or its first `limit` bytes, unchecked."""
+        header_offset, size, method, checksum = self._members[name]
+        deflated = method == zipfile.ZIP_DEFLATED
+        # Deflate can grow data it cannot shrink by a few bytes in each block.
+        wanted = size if limit is None else min(size, limit + 64 if deflated else limit)
+        try:
+            data = self._pread(wanted, self._data_offset(header_offset))
+            if deflated:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, 0 if limit is None else limit)
+        except (OSError, zlib.error) as error:
+            raise DataError(f"{self.locate(name)}: the zip is damaged there ({error}); {ZIP_HINT}") from error
+        if limit is None and zlib.crc32(data) != checksum:
+            raise DataError(f"{self.locate(name)}: the zip is damaged there (wrong checksum); {ZIP_HINT}")
+        return data
+
+    def _data_offset(self, header_offset: int) -> int:
+        """Where the data start: behind the member's own header, whose name and extra field may differ in length from the directory's."""
+        header = self._pread(30, header_offset)
+        if not header.startswith(b"PK\x03\x04"):
+            raise OSError(f"no member header at byte {header_offset}")
+        return header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        if self._fd is None:
+            self._fd = os.open(self.path, os.O_RDONLY)
+        data = os.pread(self._fd, size, offset)
+        if len(data) != size:
+            raise OSError(f"the file ends {size - len(data)} bytes early")
+        return data
+
+    def locate(self, name: str) -> str:
+        """How messages call the member."""
+        return f"{self.path}: {name}"
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__, _fd=None)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", None) is not None:
+            os.close(self._fd)
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,250 @@
+"""Primitives that all our networks are made of.
+
+Learning rates are equalised (Karras et al. 2018, section 4.1): weights are stored at unit variance and scaled at run time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from torch_utils import misc, persistence
+from torch_utils.ops import bias_act, conv2d_resample, fma, upfirdn2d
+
+BILINEAR = (1, 3, 3, 1)                  # the FIR kernel of all resampling in StyleGAN2
+
+
+def normalize_2nd_moment(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    """x / sqrt(mean(x^2)) along `dim`."""
+    return x * torch.rsqrt(x.square().mean(dim, keepdim=True) + eps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modulated convolution (Karras et al. 2020b, section 2.2).
+
+def modulated_conv2d(
+    x:                  torch.Tensor,                   # Features                                      [N, I, H, W].
+    weight:             torch.Tensor,                   # Shared kernels                                [O, I, kh, kw].
+    styles:             torch.Tensor,                   # Scale per sample and input channel            [N, I].
+    noise:              torch.Tensor | None = None,     # Added to the output, broadcastable            [N, 1, H', W'].
+    up:                 int     = 1,
+    down:               int     = 1,
+    padding:            int     = 0,
+    resample_filter:    torch.Tensor | None = None,     # From upfirdn2d.setup_filter().
+    demodulate:         bool    = True,                 # Bring each output channel back to unit scale?
+    flip_weight:        bool    = True,                 # True: correlation, as torch.nn.functional.conv2d.
+    fused_modconv:      bool    = True,                 # Scale the kernels of each sample instead of its features?
+) -> torch.Tensor:                                      # [N, O, H', W']
+    """Convolution whose kernels are scaled by `styles` per sample, equation 1, then normalised per output, equation 3.
+
+    Both ways of computing it are one function: scaling the kernels (w * s, grouped by sample) or, since the convolution is
+    linear, scaling its input by s and its output by the demodulation d. The second keeps the kernels shared.
+    """
+    N, I = styles.shape
+    assert x.shape[0] == N and x.shape[1] == I == weight.shape[1], f"x {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
+    if demodulate and x.dtype == torch.float16:
+        weight, styles = _scale_to_unit_peak(weight, styles)
+    decay = _demodulation(weight, styles) if demodulate else None           # [N, O]
+    resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
+
+    # Grouped convolutions of several samples are slow on a CPU; one sample needs no groups anywhere.
+    if fused_modconv and (N == 1 or x.device.type != "cpu"):
+        w = weight.unsqueeze(0) * styles[:, None, :, None, None]            # [N, O, I, kh, kw]
+        if decay is not None:
+            w = w * decay[:, :, None, None, None]
+        y = conv2d_resample.conv2d_resample(x.flatten(0, 1).unsqueeze(0) if N > 1 else x, w.flatten(0, 1).to(x.dtype), groups=N, **resample)
+        y = y.view(N, -1, *y.shape[2:]) if N > 1 else y
+        return y if noise is None else y.add_(noise.to(y.dtype))
+
+    y = conv2d_resample.conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), **resample)
+    if decay is None:
+        return y if noise is None else y + noise.to(y.dtype)
+    decay = decay.to(y.dtype)[:, :, None, None]
+    return y * decay if noise is None else fma.fma(y, decay, noise.to(y.dtype))
+
+
+def _demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """1 / |w_o * s| per sample and output channel, [N, O], without forming the product of all kernels with all styles."""
+    energy = weight.square().sum(dim=[2, 3])                                # [O, I]
+    return torch.rsqrt(styles.square() @ energy.t() + 1e-8)
+
+
+def _scale_to_unit_peak(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half precision overflows at 65504. Demodulation cancels any scale of kernels and styles, so take their peaks out first."""
+    fan_in = weight[0].numel()
+    weight = weight / (weight.abs().amax(dim=[1, 2, 3], keepdim=True) * math.sqrt(fan_in))
+    return weight, styles / styles.abs().amax(dim=1, keepdim=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers.
+
+@persistence.persistent_class
+class FullyConnectedLayer(nn.Module):
+    """act(x W^T + b) over the last dimension."""
+
+    def __init__(self,
+        in_features:    int,
+        out_features:   int,
+        bias:           bool    = True,
+        activation:     str     = "linear",             # A name in bias_act.activation_funcs.
+        lr_multiplier:  float   = 1,                    # Slows this layer down by storing its weights larger.
+        bias_init:      float   = 0,
+        weight_init:    float   = 1,                    # Standard deviation of the initial weights.
+    ):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.activation = activation
+        self.weight = nn.Parameter(torch.randn([out_features, in_features]) * (weight_init / lr_multiplier))
+        self.bias = nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        w = (self.weight * self.weight_gain).to(x.dtype)
+        b = None if self.bias is None else (self.bias * self.bias_gain if self.bias_gain != 1 else self.bias).to(x.dtype)
+        if self.activation == "linear":
+            return nn.functional.linear(x, w, b)
+        return bias_act.bias_act(x @ w.t(), b, dim=x.ndim - 1, act=self.activation)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, activation={self.activation}"
+
+
+@persistence.persistent_class
+class Conv2dLayer(nn.Module):
+    """Convolution, optional resampling, bias, activation, clamp."""
+
+    def __init__(self,
+        in_channels:        int,
+        out_channels:       int,
+        kernel_size:        int,                        # Odd.
+        bias:               bool            = True,
+        activation:         str             = "linear",
+        up:                 int             = 1,
+        down:               int             = 1,
+        resample_filter:    Sequence[int]   = BILINEAR,
+        conv_clamp:         float | None    = None,     # Clamp the output to +-this; None: do not.
+        channels_last:      bool            = False,
+        trainable:          bool            = True,     # False stores the weights as buffers (--freezed).
+    ):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.up, self.down = up, down
+        self.activation = activation
+        self.conv_clamp = conv_clamp
+        self.channels_last = channels_last
+        self.padding = kernel_size // 2
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        if channels_last:
+            weight = weight.to(memory_format=torch.channels_last)
+        for name, value in (("weight", weight), ("bias", torch.zeros([out_channels]) if bias else None)):
+            if trainable and value is not None:
+                setattr(self, name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
+        w = (self.weight * self.weight_gain).to(x.dtype)
+        b = None if self.bias is None else self.bias.to(x.dtype)
+        x = conv2d_resample.conv2d_resample(x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1)
+        return act_with_gain(x, b, self.activation, gain, self.conv_clamp)
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, out_channels={self.out_channels}, activation={self.activation}, up={self.up}, down={self.down}"
+
+
+def act_with_gain(x: torch.Tensor, b: torch.Tensor | None, activation: str, gain: float, clamp: float | None) -> torch.Tensor:
+    """Bias and activation; `gain` comes on top of the activation's own and scales the clamp too."""
+    act_gain = bias_act.activation_funcs[activation].def_gain * gain
+    return bias_act.bias_act(x, b, act=activation, gain=act_gain, clamp=None if clamp is None else clamp * gain)
+
+
+@persistence.persistent_class
+class MappingNetwork(nn.Module):
+    """Latent z and label c -> intermediate latents ws (Karras et al. 2019, section 2), with truncation towards their mean."""
+
+    def __init__(self,
+        z_dim:              int,                        # 0: no latent, the network maps labels only.
+        c_dim:              int,                        # 0: no label.
+        w_dim:              int,
+        num_ws:             int | None,                 # Copies of w to return; None: a single one [N, w_dim], and no mean is kept.
+        num_layers:         int             = 8,
+        embed_features:     int | None      = None,     # Size of the label's embedding; None: w_dim.
+        layer_features:     int | None      = None,     # Size of the hidden layers; None: w_dim.
+        activation:         str             = "lrelu",
+        lr_multiplier:      float           = 0.01,
+        w_avg_beta:         float | None    = 0.998,    # Decay of the mean of w; None: keep no mean.
+    ):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
+        self.num_ws = num_ws
+        self.num_layers = num_layers
+        self.w_avg_beta = w_avg_beta
+        embed_features = 0 if c_dim == 0 else embed_features or w_dim
+        hidden = layer_features or w_dim
+
+        if c_dim > 0:
+            self.embed = FullyConnectedLayer(c_dim, embed_features)
+        widths = [z_dim + embed_features] + [hidden] * (num_layers - 1) + [w_dim]
+        for i in range(num_layers):
+            setattr(self, f"fc{i}", FullyConnectedLayer(widths[i], widths[i + 1], activation=activation, lr_multiplier=lr_multiplier))
+        if num_ws is not None and w_avg_beta is not None:
+            self.register_buffer("w_avg", torch.zeros([w_dim]))
+
+    def forward(self, z: torch.Tensor | None, c: torch.Tensor | None, truncation_psi: float = 1, truncation_cutoff: int | None = None,
+                update_emas: bool = False) -> torch.Tensor:
+        """z: [N, z_dim], c: [N, c_dim]. Returns ws [N, num_ws, w_dim], the first `truncation_cutoff` (None: all) pulled towards the mean."""
+        inputs = []
+        if self.z_dim > 0:
+            misc.assert_shape(z, [None, self.z_dim])
+            inputs.append(normalize_2nd_moment(z.to(torch.float32)))
+        if self.c_dim > 0:
+            misc.assert_shape(c, [None, self.c_dim])
+            inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
+        w = torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]
+        for i in range(self.num_layers):
+            w = getattr(self, f"fc{i}")(w)                                  # [N, w_dim]
+
+        if update_emas and self.w_avg_beta is not None:
+            self.w_avg.lerp_(w.detach().mean(dim=0), 1 - self.w_avg_beta)
+        if self.num_ws is None:
+            return w
+        ws = w.unsqueeze(1).repeat(1, self.num_ws, 1)                       # [N, num_ws, w_dim]
+        if truncation_psi != 1:
+            assert self.w_avg_beta is not None, "truncation needs the mean of w, which this network does not keep"
+            cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
+            truncated = self.w_avg.lerp(ws[:, :cutoff], truncation_psi)
+            ws = torch.cat([truncated, ws[:, cutoff:]], dim=1)
+        return ws
+
+    def extra_repr(self) -> str:
+        return f"z_dim={self.z_dim}, c_dim={self.c_dim}, w_dim={self.w_dim}, num_ws={self.num_ws}"
+
+
+def channels_per_resolution(img_resolution: int, channel_base: int, channel_max: int) -> dict[int, int]:
+    """Feature channels at 4, 8, ..., img_resolution: channel_base / resolution, at most channel_max."""
+    log2 = int(math.log2(img_resolution))
+    assert img_resolution == 2 ** log2 and img_resolution >= 4, f"image resolution {img_resolution}, expected a power of two from 4 on"
+    return {2 ** i: min(channel_base // 2 ** i, channel_max) for i in range(2, log2 + 1)}
+
+
+def half_precision_resolutions(img_resolution: int, num_fp16_res: int) -> set[int]:
+    """The `num_fp16_res` highest resolutions (8 at the least), where half precision pays."""
+    return {img_resolution >> i for i in range(num_fp16_res) if img_resolution >> i >= 8}
+
+
+HALF_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def sqrt_half() -> float:
+    """The gain that keeps the variance of a sum of two equal branches."""
+    return float(np.sqrt(0.5))

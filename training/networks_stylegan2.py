@@ -1,0 +1,304 @@
+"""StyleGAN2 generator (Karras et al. 2020b; half precision as in StyleGAN2-ADA, 2020a), open to ray conditioning.
+
+layers -> SynthesisLayer, ToRGBLayer -> SynthesisBlock -> SynthesisNetwork -> Generator. The synthesis network is given its
+conditioning as an object (training/ray_conditioning.py); without one it is plain StyleGAN2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_utils import misc, persistence
+from torch_utils.ops import upfirdn2d
+from training.discriminator import Discriminator, DiscriminatorBlock, DiscriminatorEpilogue, MinibatchStdLayer
+from training.layers import (
+    BILINEAR,
+    HALF_DTYPES,
+    Conv2dLayer,
+    FullyConnectedLayer,
+    MappingNetwork,
+    act_with_gain,
+    channels_per_resolution,
+    half_precision_resolutions,
+    modulated_conv2d,
+    normalize_2nd_moment,
+    sqrt_half,
+)
+from training.ray_conditioning import NoConditioning
+
+__all__ = [
+    "Conv2dLayer", "Discriminator", "DiscriminatorBlock", "DiscriminatorEpilogue", "FullyConnectedLayer", "Generator", "MappingNetwork",
+    "MinibatchStdLayer", "SynthesisBlock", "SynthesisLayer", "SynthesisNetwork", "ToRGBLayer", "modulated_conv2d", "normalize_2nd_moment",
+    "upfirdn2d",
+]
+
+# A CPU convolves large maps faster with channels innermost; below this many pixels the conversion costs more than it gains.
+CPU_CHANNELS_LAST_FROM = 64
+
+
+@persistence.persistent_class
+class SynthesisLayer(nn.Module):
+    """Style-modulated convolution, noise, bias, activation."""
+
+    def __init__(self,
+        in_channels:        int,                        # With the channels of the conditioning.
+        out_channels:       int,
+        w_dim:              int,
+        resolution:         int,                        # Of the output.
+        kernel_size:        int             = 3,
+        up:                 int             = 1,
+        use_noise:          bool            = True,
+        activation:         str             = "lrelu",
+        resample_filter:    Sequence[int]   = BILINEAR,
+        conv_clamp:         float | None    = None,     # Clamp the output to +-this; None: do not.
+        channels_last:      bool            = False,
+    ):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.w_dim = w_dim
+        self.resolution = resolution
+        self.up = up
+        self.use_noise = use_noise
+        self.activation = activation
+        self.conv_clamp = conv_clamp
+        self.padding = kernel_size // 2
+
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(weight.to(memory_format=torch.channels_last) if channels_last else weight)
+        self.bias = nn.Parameter(torch.zeros([out_channels]))
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
+        if use_noise:
+            self.register_buffer("noise_const", torch.randn([resolution, resolution]))
+            self.noise_strength = nn.Parameter(torch.zeros([]))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1) -> torch.Tensor:
+        """x: [N, in_channels, H, W], w: [N, w_dim]. Returns [N, out_channels, resolution, resolution]."""
+        misc.assert_shape(x, [None, self.in_channels, self.resolution // self.up, self.resolution // self.up])
+        x = modulated_conv2d(x, self.weight, self.affine(w), noise=self._noise(x, noise_mode), up=self.up, padding=self.padding,
+                             resample_filter=self.resample_filter, flip_weight=self.up == 1, fused_modconv=fused_modconv)
+        return act_with_gain(x, self.bias.to(x.dtype), self.activation, gain, self.conv_clamp)
+
+    def _noise(self, x: torch.Tensor, mode: str) -> torch.Tensor | None:
+        assert mode in ("random", "const", "none"), f"noise_mode {mode!r}, expected 'random', 'const' or 'none'"
+        if not self.use_noise or mode == "none":
+            return None
+        if mode == "const":
+            return self.noise_const * self.noise_strength
+        return torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device) * self.noise_strength
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, out_channels={self.out_channels}, resolution={self.resolution}, up={self.up}"
+
+
+@persistence.persistent_class
+class ToRGBLayer(nn.Module):
+    """Style-modulated convolution to the image channels, without demodulation, noise or activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, kernel_size: int = 1, conv_clamp: float | None = None,
+                 channels_last: bool = False):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.w_dim = w_dim
+        self.conv_clamp = conv_clamp
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(weight.to(memory_format=torch.channels_last) if channels_last else weight)
+        self.bias = nn.Parameter(torch.zeros([out_channels]))
+        self.padding = kernel_size // 2
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool = True) -> torch.Tensor:
+        styles = self.affine(w) * self.weight_gain
+        x = modulated_conv2d(x, self.weight, styles, padding=self.padding, demodulate=False, fused_modconv=fused_modconv)
+        return act_with_gain(x, self.bias.to(x.dtype), "linear", 1, self.conv_clamp)
+
+
+@persistence.persistent_class
+class SynthesisBlock(nn.Module):
+    """One resolution: a constant, or an up-sampling convolution; a convolution; a branch to the image."""
+
+    def __init__(self,
+        in_channels:            int,                    # Without the conditioning's channels; 0 for the first block.
+        out_channels:           int,
+        w_dim:                  int,
+        resolution:             int,
+        img_channels:           int,
+        is_last:                bool,
+        architecture:           str             = "skip",       # 'orig', 'skip' or 'resnet'.
+        resample_filter:        Sequence[int]   = BILINEAR,
+        conv_clamp:             float | None    = 256,
+        use_fp16:               bool            = False,        # Half precision in this block?
+        fp16_channels_last:     bool            = False,
+        half_dtype:             str             = "fp16",       # Which half: 'fp16' or 'bf16'.
+        fused_modconv_default:  bool | str      = True,         # 'inference_only': fused outside of training.
+        cond_channels:          int             = 0,            # What the conditioning appends.
+        **layer_kwargs:         Any,                            # For SynthesisLayer.
+    ):
+        assert architecture in ("orig", "skip", "resnet"), architecture
+        super().__init__()
+        self.in_channels = in_channels
+        self.w_dim = w_dim
+        self.resolution = resolution
+        self.img_channels = img_channels
+        self.is_last = is_last
+        self.architecture = architecture
+        self.use_fp16 = use_fp16
+        self.half_dtype = half_dtype
+        self.channels_last = use_fp16 and fp16_channels_last
+        self.fused_modconv_default = fused_modconv_default
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
+        shared = dict(w_dim=w_dim, conv_clamp=conv_clamp, channels_last=self.channels_last)
+        layer = dict(resolution=resolution, resample_filter=resample_filter, **shared, **layer_kwargs)
+
+        self.num_conv = 0
+        self.num_torgb = 0
+        if in_channels == 0:
+            self.const = nn.Parameter(torch.randn([out_channels, resolution, resolution]))
+        else:
+            self.conv0 = SynthesisLayer(in_channels + cond_channels, out_channels, up=2, **layer)
+            self.num_conv += 1
+        self.conv1 = SynthesisLayer(out_channels + cond_channels, out_channels, **layer)
+        self.num_conv += 1
+        if is_last or architecture == "skip":
+            self.torgb = ToRGBLayer(out_channels, img_channels, **shared)
+            self.num_torgb += 1
+        if in_channels != 0 and architecture == "resnet":
+            self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, up=2, resample_filter=resample_filter, channels_last=self.channels_last)
+
+    def forward(self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, rays: Any = None, force_fp32: bool = False,
+                fused_modconv: bool | None = None, update_emas: bool = False, **layer_kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x: [N, in_channels, H/2, W/2], img: [N, img_channels, H/2, W/2], ws: [N, num_conv + num_torgb, w_dim], rays: a bound
+        conditioning. Returns both at this block's resolution. `update_emas` is accepted for StyleGAN3's sake."""
+        misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
+        rays = NoConditioning() if rays is None else rays
+        dtype, memory_format = self._numerics(ws.device, force_fp32)
+        if fused_modconv is None:
+            fused_modconv = not self.training if self.fused_modconv_default == "inference_only" else self.fused_modconv_default
+        layer_kwargs["fused_modconv"] = fused_modconv
+        w = iter(ws.unbind(dim=1))
+
+        if self.in_channels == 0:
+            x = self.const.to(dtype=dtype).unsqueeze(0).repeat(ws.shape[0], 1, 1, 1).contiguous(memory_format=memory_format)
+        else:
+            misc.assert_shape(x, [None, self.in_channels, self.resolution // 2, self.resolution // 2])
+            x = x.to(dtype=dtype, memory_format=memory_format)
+
+        if self.in_channels == 0:
+            x = self.conv1(rays.append_to(x), next(w), **layer_kwargs)
+        elif self.architecture == "resnet":
+            shortcut = self.skip(x, gain=sqrt_half())
+            x = self.conv0(rays.append_to(x), next(w), **layer_kwargs)
+            x = self.conv1(rays.append_to(x), next(w), gain=sqrt_half(), **layer_kwargs)
+            x = shortcut.add_(x)
+        else:
+            x = self.conv0(rays.append_to(x), next(w), **layer_kwargs)
+            x = self.conv1(rays.append_to(x), next(w), **layer_kwargs)
+
+        if img is not None:
+            misc.assert_shape(img, [None, self.img_channels, self.resolution // 2, self.resolution // 2])
+            img = upfirdn2d.upsample2d(img, self.resample_filter)
+        if self.is_last or self.architecture == "skip":
+            rgb = self.torgb(x, next(w), fused_modconv=fused_modconv).to(torch.float32, memory_format=torch.contiguous_format)
+            img = rgb if img is None else img.add_(rgb)
+        return x, img
+
+    def _numerics(self, device: torch.device, force_fp32: bool) -> tuple[torch.dtype, torch.memory_format]:
+        """Half precision is for GPUs; elsewhere all is float32."""
+        half = self.use_fp16 and not force_fp32 and device.type == "cuda"
+        if device.type == "cpu":
+            channels_last = self.resolution >= CPU_CHANNELS_LAST_FROM
+        else:
+            channels_last = self.channels_last and not force_fp32
+        return HALF_DTYPES[self.half_dtype] if half else torch.float32, torch.channels_last if channels_last else torch.contiguous_format
+
+    def extra_repr(self) -> str:
+        return f"resolution={self.resolution}, architecture={self.architecture}"
+
+
+@persistence.persistent_class
+class SynthesisNetwork(nn.Module):
+    """Intermediate latents (and cameras, where the conditioning sees them) -> image."""
+
+    def __init__(self,
+        w_dim:              int,
+        img_resolution:     int,                        # A power of two.
+        img_channels:       int,
+        channel_base:       int = 32768,                # Channels at resolution r: channel_base / r ...
+        channel_max:        int = 512,                  # ... but at most this.
+        num_fp16_res:       int = 4,                    # Half precision in this many of the highest resolutions.
+        conditioning:       Any = None,                 # From training.ray_conditioning; None: none.
+        **block_kwargs:     Any,                        # For SynthesisBlock.
+    ):
+        super().__init__()
+        self.w_dim = w_dim
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.num_fp16_res = num_fp16_res
+        self.conditioning = NoConditioning() if conditioning is None else conditioning
+        channels = channels_per_resolution(img_resolution, channel_base, channel_max)
+        half = half_precision_resolutions(img_resolution, num_fp16_res)
+
+        self.block_resolutions = list(channels)
+        self.num_ws = 0
+        for res in self.block_resolutions:
+            block = SynthesisBlock(channels[res // 2] if res > 4 else 0, channels[res], w_dim=w_dim, resolution=res, img_channels=img_channels,
+                                   is_last=res == img_resolution, use_fp16=res in half, cond_channels=self.conditioning.num_channels, **block_kwargs)
+            self.num_ws += block.num_conv + (block.num_torgb if block.is_last else 0)
+            setattr(self, f"b{res}", block)
+
+    def forward(self, ws: torch.Tensor, c: torch.Tensor | None = None, **block_kwargs: Any) -> torch.Tensor:
+        """ws: [N, num_ws, w_dim], c: [N, 25] or None. Returns images [N, img_channels, H, W], dynamic range about -1 .. 1."""
+        misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
+        ws = ws.to(torch.float32)
+        rays = self.conditioning.bind(c, ws.shape[0])
+        x = img = None
+        first = 0
+        for res in self.block_resolutions:
+            block = getattr(self, f"b{res}")
+            # ToRGB shares its w with the convolution that follows in the next block.
+            x, img = block(x, img, ws[:, first : first + block.num_conv + block.num_torgb], rays=rays, **block_kwargs)
+            first += block.num_conv
+        return img
+
+    def extra_repr(self) -> str:
+        return f"w_dim={self.w_dim}, num_ws={self.num_ws}, img_resolution={self.img_resolution}, img_channels={self.img_channels}"
+
+
+@persistence.persistent_class
+class Generator(nn.Module):
+    """Latent z and label c -> image. The label goes to the mapping network."""
+
+    def __init__(self,
+        z_dim:              int,
+        c_dim:              int,                        # 0: no label.
+        w_dim:              int,
+        img_resolution:     int,
+        img_channels:       int,
+        mapping_kwargs:     dict | None = None,         # For MappingNetwork.
+        **synthesis_kwargs: Any,                        # For SynthesisNetwork.
+    ):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.synthesis = SynthesisNetwork(w_dim=w_dim, img_resolution=img_resolution, img_channels=img_channels, **synthesis_kwargs)
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = MappingNetwork(z_dim=z_dim, c_dim=self._mapped_label_dim(), w_dim=w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
+
+    def _mapped_label_dim(self) -> int:
+        """How much of the label the mapping network sees."""
+        return self.c_dim
+
+    def forward(self, z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float = 1, truncation_cutoff: int | None = None,
+                update_emas: bool = False, **synthesis_kwargs: Any) -> torch.Tensor:
+        """z: [N, z_dim], c: [N, c_dim]. Returns images [N, img_channels, H, W]."""
+        ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, update_emas=update_emas)
+        return self.synthesis(ws, c, update_emas=update_emas, **synthesis_kwargs)

@@ -1,0 +1,96 @@
+"""The table of presets (`--cfg`) and of the recipes that the authors ran (`--recipe`). A variant is a row."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from dnnlib import UserError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a configuration fixes. Options of train.py override single fields."""
+
+    generator: str                                      # class name
+    rays: bool                  = False                 # does the generator see camera rays?
+    z_dim: int                  = 512
+    w_dim: int                  = 512
+    mapping_layers: int         = 8
+    cbase: int                  = 32768
+    cmax: int                   = 512
+    glr: float                  = 0.002
+    dlr: float                  = 0.002
+    batch: int                  = 32
+    synthesis_kwargs: tuple     = ()                    # further (name, value) pairs for the generator
+    style_mixing_prob: float    = 0.0
+    pl_weight: float            = 0.0
+    pl_no_weight_grad: bool     = False
+    G_reg_interval: int | None  = None
+    D_reg_interval: int         = 16
+    blur_init_sigma: float      = 0.0
+    num_fp16_res: int           = 4
+    conv_clamp: float | None    = 256
+    default_kimg: int           = 25000
+    available: bool             = True
+
+
+_STYLEGAN2 = Preset(
+    generator           = "training.networks_stylegan2.Generator",
+    synthesis_kwargs    = (("fused_modconv_default", "inference_only"),),
+    style_mixing_prob   = 0.9,
+    pl_weight           = 2.0,
+    pl_no_weight_grad   = True,
+    G_reg_interval      = 4,
+)
+_RAYCOND2 = replace(_STYLEGAN2, generator="training.networks_raycond2.Generator", rays=True)
+_STYLEGAN3 = Preset(generator="training.networks_stylegan3.Generator", mapping_layers=2, glr=0.0025, available=False)
+_RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator", rays=True)
+_ROTATION = dict(cbase=65536, cmax=1024, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
+
+PRESETS: Mapping[str, Preset] = {
+    "stylegan2":        _STYLEGAN2,
+    "stylegan3-t":      _STYLEGAN3,
+    "stylegan3-r":      replace(_STYLEGAN3, **_ROTATION),
+    "raycond2":         _RAYCOND2,
+    "raycond3-t":       _RAYCOND3,
+    "raycond3-r":       replace(_RAYCOND3, **_ROTATION),
+    # For two CPU cores at 32 px: the demo and the shipped heads.
+    "raycond2-tiny":    replace(_RAYCOND2, z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, default_kimg=100),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run of the authors: all at batch 32, without augmentation, with camera labels."""
+
+    cfg: str
+    gamma: float
+    resume: str | None = None
+    batch: int = 32
+    aug: str = "noaug"
+    cond: bool = True
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "raycond2-ffhq":        Recipe("raycond2", gamma=1, resume="checkpoints/stylegan2-ffhq-512x512.pkl"),
+    "raycond2-ffhq-1024":   Recipe("raycond2", gamma=1),
+    "raycond2-afhq":        Recipe("raycond2", gamma=2.5),
+    "raycond2-cars":        Recipe("raycond2", gamma=0.3),
+    "raycond3-t-ffhq":      Recipe("raycond3-t", gamma=10),
+    "raycond3-t-afhq":      Recipe("raycond3-t", gamma=5),
+    "raycond3-t-cars":      Recipe("raycond3-t", gamma=0.5),
+}
+
+Row = TypeVar("Row")
+
+
+def lookup(table: Mapping[str, Row], name: str, option: str) -> Row:
+    """The row called `name`; a UserError with the closest name otherwise."""
+    if name in table:
+        return table[name]
+    close = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"{option}={name}: no such name; {hint}there are {', '.join(table)}")

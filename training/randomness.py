@@ -1,0 +1,75 @@
+"""All randomness of a step, derived from (seed, step, sample index): a run on W processes draws what a run on one draws.
+
+A step has `batch_size` samples. Rank r of W in round k of K (gradient accumulation) computes the samples r + W (k + K j),
+j = 0, 1, ... Strided minibatch-std groups and the part that path length regularisation takes are thus the same for any W and K.
+Only layer noise, which comes from torch's global generators, is per rank: `seed_layer_noise`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from training.loss import Draws
+
+_STREAMS = {"z": 0, "label": 1, "mix_z": 2, "mix_cutoff": 3, "image_noise": 4, "layer_noise": 5}
+
+
+def _seed_sequence(stream: str, *key: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence([_STREAMS[stream], *key])
+
+
+def _generator(stream: str, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(_seed_sequence(stream, *key)))
+
+
+def seed_layer_noise(seed: int, step: int, rank: int) -> None:
+    """Seeds torch's global generators (CPU and CUDA) for one step of one rank."""
+    torch.manual_seed(int(_seed_sequence("layer_noise", seed, step, rank).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+@dataclass(frozen=True)
+class PhaseRandom:
+    """The draws of one phase of one step."""
+
+    seed: int
+    step: int
+    phase: int
+    batch_size: int
+
+    def z(self, z_dim: int) -> np.ndarray:
+        """Latents of the whole batch, [batch_size, z_dim] float32."""
+        return _generator("z", self.seed, self.step, self.phase).standard_normal([self.batch_size, z_dim], dtype=np.float32)
+
+    def label_indices(self, num_items: int) -> np.ndarray:
+        """Which item of the data set lends each sample its label, [batch_size] int64."""
+        return _generator("label", self.seed, self.step, self.phase).integers(num_items, size=self.batch_size)
+
+    def draws(self, samples: np.ndarray) -> Draws:
+        """What the loss draws itself, for the samples with these indices in the batch."""
+        def mix_z(z: torch.Tensor) -> torch.Tensor:
+            drawn = _generator("mix_z", self.seed, self.step, self.phase).standard_normal([self.batch_size, z.shape[1]], dtype=np.float32)
+            return torch.from_numpy(drawn[samples[: len(z)]]).to(z.device)
+
+        def mix_cutoff(batch: int, num_ws: int, probability: float) -> torch.Tensor:
+            generator = _generator("mix_cutoff", self.seed, self.step, self.phase)
+            drawn = np.where(generator.random(self.batch_size) < probability, generator.integers(1, num_ws, size=self.batch_size), num_ws)
+            return torch.from_numpy(drawn[samples[:batch]])
+
+        def image_noise(images: torch.Tensor) -> torch.Tensor:
+            generator = torch.Generator(images.device)
+            noise = torch.empty_like(images)
+            for row, sample in zip(noise, samples):
+                key = _seed_sequence("image_noise", self.seed, self.step, self.phase, int(sample))
+                row.normal_(generator=generator.manual_seed(int(key.generate_state(1)[0])))
+            return noise
+
+        return Draws(mix_z=mix_z, mix_cutoff=mix_cutoff, image_noise=image_noise)
+
+
+def samples_of(rank: int, world_size: int, num_rounds: int, batch_size: int) -> list[np.ndarray]:
+    """Per round, the indices in the batch that this rank computes."""
+    mine = np.arange(rank, batch_size, world_size)
+    return [mine[k::num_rounds] for k in range(num_rounds)]

@@ -1,0 +1,79 @@
+"""Ray conditioning (Chen et al., ICCV 2023): features get a map of their pixels' camera rays as six further channels.
+
+The mechanism is one object that a synthesis network is given. `RayConditioning` appends Plücker maps, `NoConditioning` is
+its null version, so no network asks whether it has rays. Neither is a module: they own no parameter and no buffer.
+
+    bound = conditioning.bind(c)         # once per forward pass
+    x     = bound.append_to(x)           # [N, C, H, W] -> [N, C + num_channels, H, W]
+"""
+
+from __future__ import annotations
+
+import torch
+
+from camera_utils.rays import CONVENTIONS, ray_map
+
+LABEL_DIM = 25                           # cam2world [4, 4] and intrinsics [3, 3], both row-major
+
+
+class NoConditioning:
+    """A network without a camera: appends nothing."""
+
+    num_channels = 0
+    convention = None
+
+    def bind(self, c: torch.Tensor | None, batch_size: int | None = None) -> NoConditioning:
+        return self
+
+    def append_to(self, x: torch.Tensor, sampling_rate: float | None = None) -> torch.Tensor:
+        return x
+
+
+class RayConditioning:
+    """Appends the Plücker map of the label's camera, at the size of the feature map.
+
+    convention: 'pinhole' (the rays of that camera) or 'published' (what the released code computes); docs/conventions.md.
+    """
+
+    num_channels = 6
+
+    def __init__(self, convention: str = "published"):
+        assert convention in CONVENTIONS, f"ray convention {convention!r}, expected one of {sorted(CONVENTIONS)}"
+        self.convention = convention
+
+    def bind(self, c: torch.Tensor | None, batch_size: int | None = None) -> BoundRays:
+        """Cameras for one forward pass. c: labels [N, 25], or [1, 25] for a whole batch; gradients reach them."""
+        if c is None or c.ndim != 2 or c.shape[1] != LABEL_DIM:
+            got = "None" if c is None else list(c.shape)
+            raise ValueError(f"this network sees camera rays and needs labels c of shape [N, {LABEL_DIM}]; got {got}")
+        if batch_size is not None and c.shape[0] != batch_size:
+            if c.shape[0] != 1:
+                raise ValueError(f"{c.shape[0]} cameras for {batch_size} latents; give as many, or one for all")
+            c = c.expand(batch_size, -1)
+        return BoundRays(c, self.convention)
+
+
+class BoundRays:
+    """The ray maps of one batch of cameras. Every size is computed once."""
+
+    def __init__(self, c: torch.Tensor, convention: str):
+        self.c = c
+        self.convention = convention
+        self._maps: dict[tuple, torch.Tensor] = {}
+
+    def map(self, height: int, width: int, sampling_rate: float | None = None) -> torch.Tensor:
+        """[N, 6, height, width] in float32. `sampling_rate` [pixels per image width]: see `camera_utils.rays.ray_map`."""
+        key = (height, width, sampling_rate)
+        if key not in self._maps:
+            self._maps[key] = ray_map(self.c, height, width, convention=self.convention, sampling_rate=sampling_rate)
+        return self._maps[key]
+
+    def append_to(self, x: torch.Tensor, sampling_rate: float | None = None) -> torch.Tensor:
+        """[N, C, H, W] -> [N, C + 6, H, W] in the dtype and memory format of x."""
+        rays = self.map(x.shape[2], x.shape[3], sampling_rate)
+        return torch.cat([x, rays.to(x.dtype)], dim=1)
+
+
+def make_conditioning(convention: str | None) -> NoConditioning | RayConditioning:
+    """The conditioning with that ray convention; None: no rays."""
+    return NoConditioning() if convention is None else RayConditioning(convention)

@@ -1,0 +1,96 @@
+"""Warm start: the weights of one network into another that may see rays where the first does not.
+
+`ray_init='zero'` makes the first image equal to the source's while gradients reach the rays from step 0; `'random'` is the
+published rule. Both rules are in DESIGN.md section 3 and docs/conventions.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from dnnlib import UserError
+from torch_utils import misc
+
+RAY_CHANNELS = 6
+
+
+@dataclass
+class TransferReport:
+    """What became of each tensor of the target."""
+
+    network: str
+    copied: list[str] = field(default_factory=list)     # same name, same shape
+    widened: list[str] = field(default_factory=list)    # grown by the ray channels
+    new: list[str] = field(default_factory=list)        # the source has no such name
+    skipped: list[str] = field(default_factory=list)    # the source's shape does not fit
+    unused: list[str] = field(default_factory=list)     # of the source
+    matched_share: float = 0.0                          # copied or widened share of the target's parameters, by element
+
+    def lines(self) -> list[str]:
+        """The table, one line per kind, naming what is not simply copied."""
+        rows = []
+        for kind in ("copied", "widened", "new", "skipped", "unused"):
+            names = getattr(self, kind)
+            detail = "" if kind == "copied" or not names else "  " + ", ".join(names[:6]) + (f", ... ({len(names) - 6} more)" if len(names) > 6 else "")
+            rows.append(f"  {self.network:<6}{kind:<9}{len(names):>4}{detail}")
+        return rows
+
+
+@torch.no_grad()
+def warm_start(target: torch.nn.Module, source: torch.nn.Module, ray_init: str = "zero", network: str = "G") -> TransferReport:
+    """Copies the source's parameters and buffers into `target`, widening where it has ray channels. Returns what happened."""
+    assert ray_init in ("zero", "random"), ray_init
+    have = dict(misc.named_params_and_buffers(source))
+    report = TransferReport(network)
+    modules = dict(target.named_modules())
+    total = matched = 0
+    parameters = {name for name, _ in target.named_parameters()}
+    for name, tensor in misc.named_params_and_buffers(target):
+        if name not in have:
+            kind = "new"
+        elif have[name].shape == tensor.shape:
+            tensor.copy_(have[name])
+            kind = "copied"
+        elif (dim := _widened_dim(tensor, have[name])) is not None:
+            _widen(tensor, have[name], dim, ray_init, modules[name.rpartition(".")[0]])
+            kind = "widened"
+        else:
+            kind = "skipped"
+        getattr(report, kind).append(name)
+        if name in parameters:
+            total += tensor.numel()
+            matched += tensor.numel() if kind in ("copied", "widened") else 0
+    report.unused = sorted(set(have) - {name for name, _ in misc.named_params_and_buffers(target)})
+    report.matched_share = matched / max(total, 1)
+    return report
+
+
+def _widened_dim(target: torch.Tensor, source: torch.Tensor) -> int | None:
+    """The dimension in which the target has the ray channels more: input channels of kernels, rows of style affines."""
+    if target.ndim != source.ndim:
+        return None
+    grown = [d for d in range(target.ndim) if target.shape[d] != source.shape[d]]
+    expected = 1 if target.ndim == 4 else 0
+    return expected if grown == [expected] and target.shape[expected] == source.shape[expected] + RAY_CHANNELS else None
+
+
+def _widen(target: torch.Tensor, source: torch.Tensor, dim: int, ray_init: str, module: torch.nn.Module) -> None:
+    old, grown = source.shape[dim], target.shape[dim]
+    target.narrow(dim, 0, old).copy_(source)
+    if ray_init == "random" or target.ndim != 4:
+        return                           # new rows of an affine stay as initialised: were they zero too, no gradient would reach the rays
+    target.narrow(dim, old, grown - old).zero_()
+    if hasattr(module, "weight_gain"):   # 1 / sqrt(fan-in) without demodulation: the fan-in has grown
+        target.narrow(dim, 0, old).mul_(math.sqrt(grown / old))
+
+
+def check_match(reports: list[TransferReport], source: str) -> None:
+    """Refuses a warm start in which under half of a network's parameters fit."""
+    for report in reports:
+        if report.matched_share < 0.5:
+            examples = ", ".join((report.skipped or report.new)[:3])
+            raise UserError(f"--resume={source}: only {report.matched_share:.0%} of the parameters of {report.network} match (not: {examples}, ...); "
+                            "resume from a network of the same resolution and channels (--cfg, --cbase, --cmax, --map-depth), or leave --resume out")
