@@ -114,7 +114,7 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
     plan = cfg.build_config(options, preset, info)
     notes = list(dataset.notes) + plan.notes
     if info.has_camera_labels:
-        notes += dataset.check_cameras(allow_geometry=camera_check == "off")
+        dataset.check_cameras(allow_geometry=camera_check == "off")
     config = plan.config
     config.data_loader_kwargs["pin_memory"] = device == "cuda"
     if config.resume_pkl is not None:
@@ -150,11 +150,8 @@ def read_dataset(options: cfg.Options, preset: object) -> tuple[object, cfg.Data
     """Opens the data once to learn what they are."""
     kwargs = dict(class_name="training.dataset.ImageFolderDataset", path=options.data, use_labels=cfg.wants_labels(options, preset), max_size=None,
                   xflip=False, random_seed=options.seed)
-    try:
-        dataset = dnnlib.util.construct_class_by_name(**kwargs)
-    except UserError as error:
-        raise UserError(f"--data={options.data}: {error.message}") from error
-    kwargs.update(resolution=dataset.resolution, xflip=options.mirror, max_size=len(dataset))
+    dataset = dnnlib.util.construct_class_by_name(**kwargs)
+    kwargs.update(resolution=dataset.check_resolution(), xflip=options.mirror, max_size=len(dataset))
     return dataset, cfg.DataInfo(name=dataset.name, num_images=len(dataset), resolution=dataset.resolution, num_channels=dataset.num_channels,
                                  label_dim=dataset.label_dim, has_camera_labels=dataset.has_camera_labels, kwargs=kwargs)
 

@@ -41,8 +41,9 @@ class Camera:
 
     @staticmethod
     def from_label(c: torch.Tensor | np.ndarray | Sequence) -> Camera:
-        """Labels [N, 25], or one label [25], as cameras. Keeps dtype, device and gradient of a tensor."""
-        c = torch.as_tensor(c)
+        """Labels [N, 25], or one label [25], as cameras. Keeps dtype, device and gradient of a tensor; lists become float32."""
+        c = c if isinstance(c, torch.Tensor) else torch.tensor(c)
+        c = c if c.is_floating_point() else c.float()
         c = c[None] if c.ndim == 1 else c
         assert c.ndim == 2 and c.shape[1] == LABEL_DIM, f"camera labels of shape {list(c.shape)}, expected [N, {LABEL_DIM}]"
         return Camera(c[:, :16].reshape(-1, 4, 4), c[:, 16:].reshape(-1, 3, 3))

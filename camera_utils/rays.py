@@ -109,13 +109,13 @@ def two_plane(origins: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
 
 
 def project(camera: Camera, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """World points [N, ..., 3] (or [1, ..., 3], [..., 3] for all cameras alike) -> image points [N, ..., 2] and depths [N, ...].
+    """World points [N, ..., 3] ([1, ..., 3]: the same for all cameras) -> image points [N, ..., 2] and depths [N, ...].
 
     Image points are in image units: (x W, y H) in pixels, where pixel (i, j) has its centre at (j + 0.5, i + 0.5). Depth is
     measured along the viewing direction; at or behind the camera (depth <= 0) the image point means nothing.
     """
     precision = torch.promote_types(torch.promote_types(camera.cam2world.dtype, points.dtype), torch.float32)
-    per_point = [1] * max(points.ndim - 2, 0)
+    per_point = [1] * (points.ndim - 2)
     pose = camera.cam2world.to(precision).reshape(-1, *per_point, 4, 4)
     lens = camera.intrinsics.to(precision).reshape(-1, *per_point, 3, 3)
     offset = points.to(precision) - pose[..., :3, 3]                                                # [N, ..., 3]

@@ -1,1 +1,234 @@
-"""Being written."""
+"""Builds and loads the native sources of the ops, and decides which path an op takes.
+
+- Sources are torch-free CUDA with `extern "C"` launchers, compiled by nvcc into a shared library and called through ctypes:
+  a build takes seconds, needs no torch headers and fits every torch version. (torch.library makes operators of them,
+  see ops/registry.py.)
+- A library is built on first use and kept under `dnnlib.make_cache_dir_path("ops")`, or $RAYCOND_OPS_CACHE. Its name holds a
+  hash of sources, flags, compilers, architectures and torch version.
+- Processes that want the same library wait for one another on a file lock, which dies with its holder. The library appears under
+  its name only when it is complete, so a killed build leaves nothing that could be mistaken for one.
+- RAYCOND_OPS=auto (default): native on CUDA; where that cannot be had, one line on stderr and the plain PyTorch path.
+  RAYCOND_OPS=native: the same, but RuntimeError instead of the plain path. RAYCOND_OPS=reference: the ops' definitions, nothing is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import dnnlib
+
+MODES = ("auto", "native", "reference")
+NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden", "-cudart", "static")
+BUILD_TIMEOUT_S = 900
+
+verbosity = "brief"     # 'none': silent. 'brief': a line per fallback. 'full': builds too, with the compiler's output.
+
+Key = tuple[str, str]   # (op, device type)
+
+
+class BuildError(RuntimeError):
+    """A native library could not be built or loaded. The message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """The native side of one op."""
+    name:       str
+    sources:    tuple[Path, ...]            # Compiled, .cu or .cpp.
+    headers:    tuple[Path, ...] = ()       # Only part of the hash.
+    flags:      tuple[str, ...] = ()        # On top of NVCC_FLAGS.
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which path.
+
+def mode() -> str:
+    """The value of RAYCOND_OPS. Raises UserError where it is none of MODES."""
+    value = os.environ.get("RAYCOND_OPS") or "auto"
+    if value not in MODES:
+        raise dnnlib.UserError(f"RAYCOND_OPS={value}: expected one of {', '.join(MODES)}; unset it for auto")
+    return value
+
+
+_plugins: dict[str, Plugin] = {}
+_libraries: dict[str, ctypes.CDLL] = {}
+_paths: dict[tuple[str, str, str], str] = {}
+
+
+def declare(plugin: Plugin) -> Plugin:
+    """Makes an op's native side known under its name; builds nothing."""
+    _plugins[plugin.name] = plugin
+    return plugin
+
+
+def path(op: str, device_type: str) -> str:
+    """'native', 'plain' or 'reference' for a declared op on tensors of this device type; builds the native library where due."""
+    value = mode()
+    known = _paths.get((op, device_type, value))
+    return _decide(op, device_type, value) if known is None else known
+
+
+def _decide(op: str, device_type: str, value: str) -> str:
+    if value == "reference":
+        chosen = "reference"
+    elif device_type != "cuda":
+        if value == "native":
+            raise BuildError(f"RAYCOND_OPS=native: {op} has no native kernel for {device_type} tensors; set RAYCOND_OPS=auto")
+        chosen = "plain"
+    else:
+        try:
+            library(op)
+            chosen = "native"
+        except BuildError as error:
+            if value == "native":
+                raise BuildError(f"RAYCOND_OPS=native: {error}") from error
+            if verbosity != "none":
+                print(f"raycond: {op}: taking the plain PyTorch path on {device_type}, slower than the native one: {error}", file=sys.stderr, flush=True)
+            chosen = "plain"
+    _paths[op, device_type, value] = chosen
+    return chosen
+
+
+# torch.compile is to call this while tracing and take the answer as a constant. It is the mark that
+# torch.compiler.assume_constant_result leaves; calling that here would import the compiler, which takes seconds.
+path._dynamo_marked_constant = True
+
+
+def library(op: str) -> ctypes.CDLL:
+    """The loaded native library of a declared op, for the GPUs of this machine. Raises BuildError."""
+    if op not in _libraries:
+        if not torch.cuda.is_available():
+            raise BuildError("no CUDA device is available")
+        _libraries[op] = get_plugin(_plugins[op])
+    return _libraries[op]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building and loading.
+
+def get_plugin(plugin: Plugin, archs: Sequence[str] | None = None) -> ctypes.CDLL:
+    """Builds `plugin` unless the cache has it, and loads it. `archs`: as "90"; None: those of this machine's GPUs."""
+    target = build(plugin, archs)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise BuildError(f"cannot load {target}: {_one_line(str(error))}") from error
+
+
+def build(plugin: Plugin, archs: Sequence[str] | None = None) -> Path:
+    """The shared library's file in the cache, compiled if it was not there. Raises BuildError."""
+    compiler = find_nvcc()
+    archs = tuple(sorted(set(local_architectures() if archs is None else archs)))
+    folder = Path(os.environ.get("RAYCOND_OPS_CACHE") or dnnlib.make_cache_dir_path("ops"))
+    target = folder / f"{plugin.name}-{_digest(plugin, compiler, archs)}.so"
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_suffix(".lock")):
+            if not target.exists():                     # else another process was faster
+                _compile(plugin, compiler, archs, target)
+    except OSError as error:
+        raise BuildError(f"cannot write to {folder}: {_one_line(str(error))}; set RAYCOND_OPS_CACHE to a folder that can be written") from error
+    return target
+
+
+def find_nvcc() -> str:
+    """The CUDA compiler: $NVCC, $CUDA_HOME/bin, PATH, /usr/local/cuda. Raises BuildError."""
+    named = os.environ.get("NVCC")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [named] if named else [os.path.join(home, "bin", "nvcc") for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    for candidate in candidates:
+        found = shutil.which(candidate)
+        if found:
+            return found
+    raise BuildError(f"no CUDA compiler: NVCC={named} is none" if named else "no CUDA compiler: nvcc is neither in CUDA_HOME nor in PATH")
+
+
+def local_architectures() -> list[str]:
+    """Compute capabilities of the visible GPUs, as "90". Raises BuildError without a GPU."""
+    if not torch.cuda.is_available():
+        raise BuildError("no CUDA device is available")
+    pairs = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return [f"{major}{minor}" for major, minor in sorted(pairs)]
+
+
+def _compile(plugin: Plugin, compiler: str, archs: Sequence[str], target: Path) -> None:
+    """Compiles aside, then renames. The caller holds the lock, so leftovers of killed builds can go."""
+    for leftover in target.parent.glob(f"{target.stem}.*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.stem}.", suffix=".part"))
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    host = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
+    command = [compiler, *NVCC_FLAGS, *plugin.flags, *host, *targets, *map(str, plugin.sources), "-o", str(aside / target.name)]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+        if verbosity == "full":
+            print(" ".join(command), done.stdout, done.stderr, sep="\n", file=sys.stderr, flush=True)
+        if done.returncode != 0 or not (aside / target.name).exists():
+            raise BuildError(f"{os.path.basename(compiler)} failed on {plugin.name}: {_first_error(done.stderr + done.stdout, done.returncode)}")
+        os.replace(aside / target.name, target)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{os.path.basename(compiler)} ran for more than {BUILD_TIMEOUT_S} s on {plugin.name}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    if verbosity == "full":
+        print(f"raycond: built {target} in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _digest(plugin: Plugin, compiler: str, archs: Sequence[str]) -> str:
+    parts = hashlib.sha256()
+    identity = [torch.__version__, *_compiler_versions(compiler, os.environ.get("CXX") or "g++"), *archs, *NVCC_FLAGS, *plugin.flags]
+    for item in identity:
+        parts.update(item.encode() + b"\0")
+    for file in (*plugin.sources, *plugin.headers):
+        parts.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return parts.hexdigest()[:20]
+
+
+@functools.lru_cache(maxsize=8)
+def _compiler_versions(*compilers: str) -> tuple[str, ...]:
+    versions = []
+    for compiler in compilers:
+        try:
+            done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
+            versions.append(done.stdout)
+        except (OSError, subprocess.TimeoutExpired):
+            versions.append(f"{compiler}: none")        # the build will say what is wrong with it
+    return tuple(versions)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Holds `file` exclusively. The system lets go when the process ends in whatever way, so there is no stale lock."""
+    with open(file, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:
+            pass                                        # no locks on this file system: several may build, the rename keeps that safe
+        yield
+
+
+def _first_error(output: str, code: int) -> str:
+    lines = [line for line in output.splitlines() if "error" in line.lower() or "fatal" in line.lower()] or output.split("\n")
+    return _one_line(next((line for line in lines if line.strip()), f"exit status {code}"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

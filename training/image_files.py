@@ -40,7 +40,7 @@ class FolderFiles:
         self.path = path
         try:
             self.names = [os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
-                          for folder, _, names in os.walk(path, onerror=_raise, followlinks=True) for name in names]
+                          for folder, _, names in os.walk(path, onerror=_raise) for name in names]
         except OSError as error:
             raise DataError(f"--data={path}: cannot list {error.filename}: {error.strerror}; check its permissions") from error
 
@@ -82,7 +82,8 @@ class ZipFiles:
         for info in infos:
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 what = "encrypted" if info.flag_bits & 1 else f"packed by zip method {info.compress_type}"
-                raise DataError(f"{self.locate(info.filename)}: {what}; expected a plain zip: unpack it and give the folder, or repack it with `zip -0 -r`")
+                raise DataError(f"{self.locate(info.filename)}: {what}; expected a plain zip: unpack it and give the folder, or repack it "
+                                "with `zip -0 -r`")
             self._members[info.filename] = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
         self.names = list(self._members)
 

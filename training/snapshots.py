@@ -17,8 +17,8 @@ VIEW_COLUMNS = 7
 
 
 def grid_size(resolution: int, num_items: int) -> tuple[int, int]:
-    """Columns and rows of an image sheet that fills a large screen: 7 to 32 by 4 to 32, no more than there are images."""
-    columns, rows = (int(np.clip(side // resolution, low, 32)) for side, low in [(7680, 7), (4320, 4)])
+    """Columns and rows of an image sheet that fills a large screen: 7 to 16 by 4 to 16, no more than there are images."""
+    columns, rows = (int(np.clip(side // resolution, low, 16)) for side, low in [(7680, 7), (4320, 4)])
     columns = min(columns, max(num_items, 1))
     return columns, min(rows, max(num_items // columns, 1))
 

@@ -14,6 +14,8 @@ from dnnlib.util import UserError
 
 def check_dest(dest: str, force: bool) -> None:
     """Raises UserError where `dest` cannot be written, or is there and `force` is not given."""
+    if not dest:
+        raise UserError("--dest is empty; give the name of a .zip file or of a folder")
     parent = os.path.dirname(os.path.abspath(dest))
     if not os.path.isdir(parent):
         raise UserError(f"--dest={dest}: there is no folder {parent}; create it first")
@@ -37,7 +39,8 @@ def is_zip(dest: str) -> bool:
 @contextmanager
 def open_archive(dest: str) -> Iterator[_Zip | _Folder]:
     """A writer with `add(name, data)` and `add_json(name, value)`; what it wrote appears as `dest` when the block ends without error."""
-    part = f"{dest.rstrip(os.sep)}.{os.getpid()}.part"
+    dest = os.path.abspath(dest)
+    part = f"{dest}.{os.getpid()}.part"
     writer = _Zip(part) if is_zip(dest) else _Folder(part)
     try:
         yield writer
@@ -68,7 +71,10 @@ class _Zip(_Writer):
             os.fsync(stream.fileno())
 
     def abandon(self) -> None:
-        self.zip.fp and self.zip.close()
+        try:
+            self.zip.close()
+        except OSError:             # a full disk again; what counts is that the file goes
+            pass
         if os.path.exists(self.path):
             os.remove(self.path)
 

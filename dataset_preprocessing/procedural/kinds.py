@@ -13,6 +13,7 @@ SCENE_STREAM, VIEW_STREAM = 0, 1
 
 def sample_scene(kind: str, seed: int) -> Scene:
     """The scene of this kind and seed (0 <= seed < 2**53), the same on every machine and in every batch."""
+    assert kind in KINDS, f"kind {kind!r}, expected one of {list(KINDS)}"
     number, sample = KINDS[kind]
     assert 0 <= seed <= MAX_SEED, seed
     return sample(Dice(number, SCENE_STREAM, seed), seed)

@@ -36,7 +36,7 @@ def render(scenes: Scene | Sequence[Scene], camera_labels: np.ndarray, resolutio
     assert labels.ndim == 2 and labels.shape[1] == 25, labels.shape
     scenes = [scenes] * len(labels) if isinstance(scenes, Scene) else list(scenes)
     assert len(scenes) == len(labels), (len(scenes), len(labels))
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    height, width = (int(side) for side in np.broadcast_to(resolution, 2))
     assert height > 0 and width > 0 and supersample > 0, (height, width, supersample)
     out = np.empty((len(labels), height, width, 3), np.uint8)
     rows_at_once = min(max(BLOCK_RAYS // (width * supersample ** 2), 1), height)
@@ -108,7 +108,7 @@ def render_rays(scenes: Scene | Sequence[Scene], origins: np.ndarray, directions
     outputs = []
     for index, scene in enumerate(scenes):
         batch = stack([scene], dtype)
-        for start in range(0, rays, BLOCK_RAYS):
+        for start in range(0, max(rays, 1), BLOCK_RAYS):
             block = (slice(None), slice(index, index + 1), slice(start, start + BLOCK_RAYS))
             hits = trace(batch, origins[block], directions[block])
             rgb, depth, normal = shade(batch, hits, origins[block], directions[block])

@@ -17,7 +17,7 @@ MAX_SEED = 2 ** 53 - 1              # scene seeds travel through JSON, where lar
 _MIRROR = np.array([-1, 1, 1], dtype=np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One scene; all arrays float32, E solids, L = NUM_LAYERS painted caps on each.
 
@@ -61,7 +61,7 @@ class Scene:
             layer_axis=self.layer_axis * flip, light=self.light * flip, wall_axis=self.wall_axis * flip)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SceneBatch:
     """Scenes padded to one number of solids: every array of `Scene` with a leading axis N, and which solids are real."""
     arrays: dict[str, np.ndarray]

@@ -1,13 +1,99 @@
-"""Bilinear sampling of images at given points, with second gradients."""
+"""Bilinear sampling of images at given points, with second gradients.
+
+Sampling is linear in the image, so its gradient is the adjoint map and the gradient of that is sampling again. PyTorch has both
+maps but no derivative of the second; here each is a registered operator whose derivative is the other.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.nn import functional
 
-enabled = True      # Kept for scripts that set it. Both values give the same result.
+from torch_utils.ops import registry
+
+enabled = True                                          # Kept for scripts that set it. Both values give the same result.
+
+_BILINEAR, _ZEROS, _ALIGN_CORNERS = 0, 0, False         # as PyTorch numbers them
+_KEYS = ("CPU", "CUDA", "MPS", "XPU")
 
 
-def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Being written."""
-    return functional.grid_sample(input, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+def grid_sample(
+    input:  torch.Tensor,                               # [N, C, H, W]
+    grid:   torch.Tensor,                               # [N, H', W', 2]: points (x, y), -1 and 1 at the outer edges of the image.
+) -> torch.Tensor:                                      # [N, C, H', W'], dtype of input.
+    """As torch.nn.functional.grid_sample with bilinear interpolation, zeros outside and align_corners=False.
+
+    Differentiable to any order in `input` and once in `grid`; RuntimeError where a second derivative in `grid` is asked for.
+    """
+    assert input.ndim == 4, f"input {list(input.shape)}, expected [N, C, H, W]"
+    assert grid.ndim == 4 and grid.shape[3] == 2 and grid.shape[0] == input.shape[0], \
+        f"grid {list(grid.shape)}, expected [{input.shape[0]}, H, W, 2]"
+    return _sample(input, grid.to(input.dtype))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels: PyTorch's own.
+
+def _sample_kernel(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten.grid_sampler_2d(input, grid, _BILINEAR, _ZEROS, _ALIGN_CORNERS).contiguous()
+
+
+def _adjoint_kernel(dy: torch.Tensor, grid: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    image = dy.new_zeros([*dy.shape[:2], height, width])        # only its shape matters
+    return torch.ops.aten.grid_sampler_2d_backward(dy, image, grid, _BILINEAR, _ZEROS, _ALIGN_CORNERS, [True, False])[0].contiguous()
+
+
+def _move_kernel(dy: torch.Tensor, input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten.grid_sampler_2d_backward(dy, input, grid, _BILINEAR, _ZEROS, _ALIGN_CORNERS, [False, True])[1].contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Derivatives.
+
+def _keep_sample(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    input, grid = inputs
+    ctx.size = input.shape[2:]
+    ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, grid)
+
+
+def _sample_backward(ctx: Any, dy: torch.Tensor) -> tuple:
+    input, grid = ctx.saved_tensors
+    d_input = _adjoint(dy, grid, *ctx.size) if ctx.needs_input_grad[0] else None
+    d_grid = _move(dy, input, grid) if ctx.needs_input_grad[1] else None
+    return d_input, d_grid
+
+
+def _keep_adjoint(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    dy, grid, _, _ = inputs
+    ctx.save_for_backward(dy if ctx.needs_input_grad[1] else None, grid)
+
+
+def _adjoint_backward(ctx: Any, d_image: torch.Tensor) -> tuple:
+    dy, grid = ctx.saved_tensors
+    d_dy = _sample(d_image, grid) if ctx.needs_input_grad[0] else None
+    d_grid = _move(dy, d_image, grid) if ctx.needs_input_grad[1] else None      # <d_image, adjoint(dy)> = <sample(d_image), dy>
+    return d_dy, d_grid, None, None
+
+
+def _move_backward(ctx: Any, d_grid: torch.Tensor) -> tuple:
+    raise RuntimeError("grid_sample: second derivatives in the grid are not available; detach the grid, or the gradient that came from it")
+
+
+_sample = registry.register(
+    "grid_sample(Tensor input, Tensor grid) -> Tensor",
+    kernels=dict.fromkeys(_KEYS, _sample_kernel),
+    fake=lambda input, grid: input.new_empty([*input.shape[:2], *grid.shape[1:3]]),
+    setup_context=_keep_sample, backward=_sample_backward)
+
+_adjoint = registry.register(
+    "grid_sample_adjoint(Tensor dy, Tensor grid, SymInt height, SymInt width) -> Tensor",
+    kernels=dict.fromkeys(_KEYS, _adjoint_kernel),
+    fake=lambda dy, grid, height, width: dy.new_empty([*dy.shape[:2], height, width]),
+    setup_context=_keep_adjoint, backward=_adjoint_backward)
+
+_move = registry.register(
+    "grid_sample_grid_grad(Tensor dy, Tensor input, Tensor grid) -> Tensor",
+    kernels=dict.fromkeys(_KEYS, _move_kernel),
+    fake=lambda dy, input, grid: torch.empty_like(grid, memory_format=torch.contiguous_format),
+    backward=_move_backward)

@@ -1,1 +1,60 @@
-from torch_utils.ops.upfirdn2d.reference import upfirdn2d  # noqa: F401
+"""`upfirdn2d` on PyTorch's convolutions, fast on a CPU and differentiable to any order.
+
+Downsampling is a strided convolution, which computes only the samples that stay; upsampling is a strided transposed
+convolution, which never multiplies an inserted zero. Measured on two cores, these beat sums of shifted slices in both memory
+formats, and channels_last is about three times as fast as contiguous (benchmarks/bench_ops.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int],
+              flip_filter: bool, gain: float) -> torch.Tensor:
+    """Same contract as the reference. Never returns x itself or a view of it."""
+    left, right, top, bottom = padding
+    if f is None:
+        f = torch.full([1, 1], gain, dtype=x.dtype, device=x.device)
+    else:
+        f = f.to(torch.promote_types(x.dtype, torch.float32)) * gain ** (f.ndim / 2)
+        f = (f if flip_filter else f.flip(list(range(f.ndim)))).to(x.dtype)
+    if f.ndim == 1:                                             # [n]: along x, then along y
+        x = _filter(x, f.view(1, -1), (up[0], 1), (down[0], 1), (left, right, 0, 0))
+        return _filter(x, f.view(-1, 1), (1, up[1]), (1, down[1]), (0, 0, top, bottom))
+    return _filter(x, f, up, down, padding)
+
+
+def _filter(x: torch.Tensor, taps: torch.Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """One pass with correlation taps [fh, fw]; factors as (x, y), padding as (left, right, top, bottom)."""
+    channels = x.shape[1]
+    if up != (1, 1):
+        x = _upsample(x, taps.flip([0, 1]), up, padding)        # a transposed convolution convolves
+        return x if down == (1, 1) else x[:, :, ::down[1], ::down[0]].contiguous(memory_format=_format_of(x))
+    left, right, top, bottom = padding
+    if left != right or top != bottom or left < 0 or top < 0:
+        x = functional.pad(x, padding)
+        left = top = 0
+    kernel = taps.expand(channels, 1, *taps.shape).contiguous()                         # [C, 1, fh, fw]
+    return functional.conv2d(x, kernel, stride=(down[1], down[0]), padding=(top, left), groups=channels)
+
+
+def _upsample(x: torch.Tensor, taps: torch.Tensor, up: tuple[int, int], padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """All samples at the higher rate, with convolution taps [fh, fw]."""
+    channels = x.shape[1]
+    left, right, top, bottom = padding
+    fh, fw = taps.shape
+    # The transposed convolution gives every sample that an input reaches. Of these the definition drops the first fw - 1 - left;
+    # at the end it adds right + up - fw more (negative: drops).
+    crop, extend = (fh - 1 - top, fw - 1 - left), (bottom + up[1] - fh, right + up[0] - fw)
+    kernel = taps.expand(channels, 1, fh, fw).contiguous()
+    output_padding = (crop[0] + extend[0], crop[1] + extend[1])
+    if min(crop) >= 0 and 0 <= output_padding[0] < up[1] and 0 <= output_padding[1] < up[0]:
+        return functional.conv_transpose2d(x, kernel, stride=(up[1], up[0]), padding=crop, output_padding=output_padding, groups=channels)
+    x = functional.conv_transpose2d(x, kernel, stride=(up[1], up[0]), groups=channels)
+    return functional.pad(x, (-crop[1], extend[1], -crop[0], extend[0]))
+
+
+def _format_of(x: torch.Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last

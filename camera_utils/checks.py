@@ -1,0 +1,225 @@
+"""Are these camera labels what they claim to be? Values that no camera has, then judgements from the geometry of the whole set.
+
+numpy only, vectorised: a data set's labels are checked before anything else is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnnlib.util import UserError
+
+ROTATION_TOLERANCE = 1e-2                # largest entry of R R^T - 1; rounded labels pass, scaled ones do not
+MAX_PRINCIPAL_POINT = 2.0                # [image sizes]: beyond it the number is taken for pixels
+MAX_FOCAL = 50.0                         # [image sizes]: a field of view of about one degree
+
+MIN_CAMERAS = 4                          # for judgements from geometry
+MIN_SPREAD = 1e-3                        # mean squared sine of the axes about their closest common direction (1.8 degrees)
+MAX_MISS_DEG = 5.0                       # median angle by which axes that "meet" may miss the point
+LABEL_FORM = "cam2world (4 x 4), then intrinsics (3 x 3), row by row"
+OVERRIDE = "if the cameras are meant so, --camera-check=off skips this judgement"
+
+
+def check_camera_labels(
+    labels: np.ndarray,                      # [M, 25], float.
+    names: Sequence[str] | None = None,      # Of the M images. None = labels are called by number.
+    allow_outward: bool = False,             # Skip the judgement of OpenGL axes, which rests on cameras looking away from their midst.
+    allow_geometry: bool = False,            # Skip all judgements from geometry.
+) -> list[str]:
+    """Raises UserError (one line: image, value, remedy) for labels that are no OpenCV cam2world with normalised intrinsics.
+
+    The values of each label are always checked. From the geometry of the whole set two mistakes are told, world-to-camera
+    matrices and OpenGL axes, where the set allows it: at least four cameras whose axes meet in a point and differ by some
+    degrees. Returns remarks worth a line in a log, often none.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.shape[1] != 25:
+        raise UserError(f"camera labels of shape {list(labels.shape)}, expected 25 numbers per image: {LABEL_FORM}")
+    labels = labels.astype(np.float64)
+    names = _Names(names, len(labels))
+    check_label_values(labels, names)
+    return [] if allow_geometry else _judge_geometry(labels, names, allow_outward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values of single labels.
+
+def check_label_values(labels: np.ndarray, names: Sequence[str]) -> None:
+    """Raises UserError for the first of the labels [M, 25] that is no camera; `names` [M] say whose label it is."""
+    finite = np.isfinite(labels)
+    _refuse(~finite.all(axis=1), names, lambda i:
+            f"number {int(np.argmin(finite[i]))} (counted from 0) of its camera label is {labels[i][~finite[i]][0]}; remove the image or write finite numbers")
+    pose, lens = labels[:, :16].reshape(-1, 4, 4), labels[:, 16:].reshape(-1, 3, 3)
+    _check_last_row(pose, names)
+    _check_rotation(pose[:, :3, :3], names)
+    _check_intrinsics(lens, names)
+
+
+def _check_last_row(pose: np.ndarray, names: Sequence[str]) -> None:
+    unit = np.array([0, 0, 0, 1.0])
+
+    def explain(i: int) -> str:
+        if np.abs(pose[i, :, 3] - unit).max() < 1e-3:
+            return (f"its camera matrix looks transposed: (0, 0, 0, 1) is the last column and {_numbers(pose[i, 3])} the last row; "
+                    "write cam2world row by row, with the position in the last column")
+        return f"the last row of its camera matrix is {_numbers(pose[i, 3])}, expected (0, 0, 0, 1); write {LABEL_FORM}"
+
+    _refuse(np.abs(pose[:, 3] - unit).max(axis=1) > 1e-3, names, explain)
+
+
+def _check_rotation(rotation: np.ndarray, names: Sequence[str]) -> None:
+    gram = np.einsum("mij,mkj->mik", rotation, rotation)
+    error = np.abs(gram - np.eye(3)).max(axis=(1, 2))
+
+    def explain(i: int) -> str:
+        scale = np.sqrt(np.trace(gram[i]) / 3)
+        if scale > 1e-6 and np.abs(gram[i] / scale ** 2 - np.eye(3)).max() <= ROTATION_TOLERANCE:
+            return f"its camera matrix scales by {scale:.4g}, a rotation does not; divide its upper left 3 x 3 by that"
+        return ("the upper left 3 x 3 of its camera matrix is no rotation "
+                f"(R R^T differs from the identity by {error[i]:.3g}, allowed {ROTATION_TOLERANCE}); write {LABEL_FORM}")
+
+    _refuse(error > ROTATION_TOLERANCE, names, explain)
+    determinant = np.linalg.det(rotation)
+    _refuse(determinant < 0, names, lambda i:
+            f"its camera matrix mirrors (determinant {determinant[i]:.3g}, expected +1): one axis points the wrong way; "
+            "write x right, y down, z forward")
+
+
+def _check_intrinsics(lens: np.ndarray, names: Sequence[str]) -> None:
+    def last_row(i: int) -> str:
+        transposed = np.abs(lens[i, :2, 2]).max() < 1e-6
+        remedy = "it looks transposed, write it row by row" if transposed else f"write {LABEL_FORM}"
+        return f"the last row of its intrinsics is {_numbers(lens[i, 2])}, expected (0, 0, 1); {remedy}"
+
+    def pixels(i: int) -> str:
+        return (f"its intrinsics look like pixels (focal length {_numbers(lens[i, [0, 1], [0, 1]])}, principal point {_numbers(lens[i, :2, 2])}); "
+                "divide the first row by the image width and the second by its height, so that the centre is near 0.5")
+
+    def focal_sign(i: int) -> str:
+        return (f"its focal length is {_numbers(lens[i, [0, 1], [0, 1]])}, expected positive numbers of image sizes; "
+                "a negative one belongs to other axes than x right, y down, z forward")
+
+    def lower_triangle(i: int) -> str:
+        return f"row 1, column 0 of its intrinsics is {lens[i, 1, 0]:.4g}, expected 0; write {LABEL_FORM}"
+
+    focal = lens[:, [0, 1], [0, 1]]                                                                 # [M, 2]
+    # A transposed matrix has its centre in the last row, where the test for pixels does not look: so that row comes first.
+    _refuse(np.abs(lens[:, 2] - np.array([0, 0, 1.0])).max(axis=1) > 1e-3, names, last_row)
+    _refuse((np.abs(lens[:, :2, 2]) > MAX_PRINCIPAL_POINT).any(axis=1) | (np.abs(focal) > MAX_FOCAL).any(axis=1), names, pixels)
+    _refuse((focal <= 0).any(axis=1), names, focal_sign)
+    _refuse(np.abs(lens[:, 1, 0]) > 1e-3, names, lower_triangle)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judgements from the geometry of the whole set.
+
+@dataclass(frozen=True)
+class _Gaze:
+    """How the viewing axes of a set of poses lie."""
+
+    meets: bool                          # the axes pass through one point, seen from several sides
+    facing: bool                         # ... and most cameras have it in front of them
+    remoteness: float                    # distance of that point from the world origin, in camera distances
+    point: np.ndarray                    # [3]
+    distance: float                      # median distance of the cameras from the point
+
+
+def _judge_geometry(labels: np.ndarray, names: _Names, allow_outward: bool) -> list[str]:
+    if len(labels) < MIN_CAMERAS:
+        return []
+    pose = labels[:, :16].reshape(-1, 4, 4)
+    as_given = _gaze(pose)
+    inverse_pose = _inverse(pose)
+    inverse = _gaze(inverse_pose)
+    # A valid set has its point of interest near the world origin. The inverse of such a set may meet in a point as well
+    # (if the pivot lies on the z axis it does), but that point is then remote: the two values of `remoteness` are reciprocal.
+    sensible = as_given.meets and as_given.remoteness < 4
+    if not sensible and inverse.meets and inverse.remoteness < 0.5 and (inverse.facing or _y_axes_point_up(inverse_pose)):
+        axes = "" if inverse.facing else " with OpenGL axes"
+        raise UserError(f"{names.all}: the camera matrices look like world-to-camera{axes}: inverted, their viewing axes meet near "
+                        f"{_numbers(inverse.point)}, {inverse.distance:.3g} away from the cameras, and as given they do not; "
+                        f"store the inverse matrices; {OVERRIDE}")
+    if as_given.meets and not as_given.facing:
+        if not allow_outward and _y_axes_point_up(pose):
+            raise UserError(f"{names.all}: the camera matrices look like OpenGL axes (y up, z backward): the cameras look away from "
+                            f"{_numbers(as_given.point)}, where their axes meet, and their y axes point up; "
+                            f"negate columns 1 and 2 of each matrix; {OVERRIDE}")
+        return [f"the cameras look outward from a point near {_numbers(as_given.point)}"]
+    return []
+
+
+def _gaze(pose: np.ndarray) -> _Gaze:
+    origin, forward = pose[:, :3, 3], pose[:, :3, 2]
+    point, spread = closest_point_to_axes(origin, forward)
+    offset = point - origin
+    distance = np.linalg.norm(offset, axis=1)
+    typical = float(np.median(distance))
+    far_enough = typical > 1e-3 * max(float(np.median(np.linalg.norm(origin, axis=1))), 1e-9)       # else all stand in one point
+    cosine = (offset * forward).sum(axis=1) / np.maximum(distance, 1e-12)
+    miss_deg = np.degrees(np.arccos(np.clip(np.abs(cosine), 0, 1)))
+    meets = far_enough and spread > MIN_SPREAD and float(np.median(miss_deg)) < MAX_MISS_DEG
+    return _Gaze(bool(meets), bool(np.median(cosine) > 0), float(np.linalg.norm(point)) / max(typical, 1e-12), point, typical)
+
+
+def closest_point_to_axes(origin: np.ndarray, forward: np.ndarray) -> tuple[np.ndarray, float]:
+    """The point [3] with the least sum of squared distances from the lines through origin [M, 3] along unit forward [M, 3].
+
+    Where the lines leave it open (they are parallel) the solution nearest to the world origin. Also the smallest eigenvalue
+    of the normal equations per line: 0 for parallel lines, 2/3 for directions all around.
+    """
+    project = np.eye(3) - np.einsum("mi,mj->mij", forward, forward)                                 # onto the plane across the line
+    normal = project.mean(axis=0)
+    point = np.linalg.lstsq(normal, np.einsum("mij,mj->i", project, origin) / len(origin), rcond=1e-6)[0]
+    return point, float(np.linalg.eigvalsh(normal)[0])
+
+
+def world_up(pose: np.ndarray) -> str:
+    """'z' for poses [M, 4, 4] that are upright in a world with z up (or down) and not in one with y up; else 'y'."""
+    tilt = np.sqrt(np.square(pose[:, 1:3, 0]).mean(axis=0))      # an upright camera's right axis has no part along the world's up
+    along = np.abs(pose[:, 1:3, 1].mean(axis=0))                 # tells a rolled camera in a world with y up
+    return "z" if tilt[1] + 0.1 < tilt[0] and along[1] > along[0] else "y"
+
+
+def _y_axes_point_up(pose: np.ndarray) -> bool:
+    row = {"y": 1, "z": 2}[world_up(pose)]
+    return bool(pose[:, row, 1].mean() > 0.3)
+
+
+def _inverse(pose: np.ndarray) -> np.ndarray:
+    inverse = pose.copy()
+    inverse[:, :3, :3] = pose[:, :3, :3].transpose(0, 2, 1)
+    inverse[:, :3, 3] = -np.einsum("mji,mj->mi", pose[:, :3, :3], pose[:, :3, 3])
+    return inverse
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Messages.
+
+class _Names:
+    """Names of the labels, by number where the user gave none."""
+
+    def __init__(self, names: Sequence[str] | None, count: int):
+        assert names is None or len(names) == count, f"{len(names)} names for {count} labels"
+        self.names = names
+
+    def __getitem__(self, index: int) -> str:
+        return f"label {index}" if self.names is None else self.names[index]
+
+    @property
+    def all(self) -> str:
+        return f"{self[0]} and all others"
+
+
+def _refuse(wrong: np.ndarray, names: Sequence[str], explain: Callable[[int], str]) -> None:
+    """UserError about the first label for which `wrong` [M] is true."""
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        others = int(wrong.sum()) - 1
+        raise UserError(f"{names[first]}: {explain(first)}" + (f" (so in {others} further labels)" if others else ""))
+
+
+def _numbers(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{v:.4g}" for v in values) + ")"

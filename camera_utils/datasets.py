@@ -1,0 +1,52 @@
+"""The cameras of the data sets that the project knows by name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from camera_utils.camera import Camera
+from dnnlib.util import UserError
+
+
+@dataclass(frozen=True)
+class DatasetCameras:
+    """Where the cameras of a data set stand. Lengths in world units, the focal length in image widths, angles [rad] from the front."""
+
+    name: str
+    pivot: tuple[float, float, float]
+    radius: float                            # from the world origin
+    focal: float
+    yaw_range: tuple[float, float]
+    pitch_range: tuple[float, float]
+
+    def camera(self, yaw: torch.Tensor | float, pitch: torch.Tensor | float, **kwargs: Any) -> Camera:
+        """Cameras at these angles [rad], numbers or tensors. Further arguments: `Camera.look_at`."""
+        return Camera.look_at(yaw, pitch, self.radius, self.pivot, self.focal, **kwargs)
+
+
+# FFHQ and AFHQ: EG3D's crops; the ranges are those in which a photograph of a face shows enough of it. Cars, heads: rendered.
+DATASETS = {row.name: row for row in (
+    DatasetCameras("ffhq",  pivot=(0, 0, 0.2), radius=2.7, focal=4.2647, yaw_range=(-0.4, 0.4), pitch_range=(-0.2, 0.2)),
+    DatasetCameras("afhq",  pivot=(0, 0, 0.2), radius=2.7, focal=4.2647, yaw_range=(-0.4, 0.4), pitch_range=(-0.2, 0.2)),
+    DatasetCameras("cars",  pivot=(0, 0, 0),   radius=1.3, focal=1.7074, yaw_range=(-math.pi, math.pi), pitch_range=(math.pi / 36, math.pi / 3)),
+    DatasetCameras("heads", pivot=(0, 0, 0),   radius=2.7, focal=4.2647, yaw_range=(-0.7, 0.7), pitch_range=(-0.25, 0.25)),
+)}
+
+
+def dataset_cameras(name: str) -> DatasetCameras:
+    """The row of that name. Raises UserError, with the closest name, where there is none."""
+    if name not in DATASETS:
+        close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown camera set {name!r}, expected one of {', '.join(DATASETS)}{hint}")
+    return DATASETS[name]
+
+
+def camera_for(name: str, yaw: torch.Tensor | float, pitch: torch.Tensor | float, **kwargs: Any) -> Camera:
+    """Cameras of the data set `name` at true angles [rad] from the front. Raises UserError for an unknown name."""
+    return dataset_cameras(name).camera(yaw, pitch, **kwargs)

@@ -1,0 +1,135 @@
+"""Camera paths: t [T] in [0, 1] -> Camera of T. Those that return to their start say so with `closed`.
+
+A path over angles needs to know what stands at an angle: `make_camera(yaw, pitch)` [rad] gives the cameras, for example
+`datasets.dataset_cameras("ffhq").camera` or `functools.partial(Camera.from_stats, stats)`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from camera_utils.camera import Camera
+from camera_utils.files import load_camera_file
+from dnnlib.util import UserError
+
+MakeCamera = Callable[[torch.Tensor, torch.Tensor], Camera]
+Range = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """From one end of the ranges to the other at constant angular speed. Not closed."""
+
+    make_camera: MakeCamera
+    yaw_range: Range                         # [rad]
+    pitch_range: Range = (0.0, 0.0)          # [rad]
+    closed = False
+
+    def __call__(self, t: torch.Tensor) -> Camera:
+        return self.make_camera(_between(self.yaw_range, t), _between(self.pitch_range, t))
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """Once around. Ranges short of a full turn give an ellipse about their middle, starting at its top; a full turn of yaw
+    gives a circle at the middle pitch, from the front towards +x."""
+
+    make_camera: MakeCamera
+    yaw_range: Range                         # [rad]
+    pitch_range: Range = (0.0, 0.0)          # [rad]
+    closed = True
+
+    def __call__(self, t: torch.Tensor) -> Camera:
+        turn = 2 * math.pi * t
+        (yaw_mid, yaw_half), (pitch_mid, pitch_half) = _middle(self.yaw_range), _middle(self.pitch_range)
+        if yaw_half >= math.pi - 1e-3:
+            return self.make_camera(yaw_mid + turn, torch.full_like(t, pitch_mid))
+        return self.make_camera(yaw_mid + yaw_half * turn.sin(), pitch_mid + pitch_half * turn.cos())
+
+
+@dataclass(frozen=True)
+class Spiral:
+    """Winds outward from the middle of the ranges to their ends and back, in `turns` turns."""
+
+    make_camera: MakeCamera
+    yaw_range: Range                         # [rad]
+    pitch_range: Range = (0.0, 0.0)          # [rad]
+    turns: int = 3
+    closed = True
+
+    def __call__(self, t: torch.Tensor) -> Camera:
+        turn = 2 * math.pi * self.turns * t
+        reach = torch.sin(math.pi * t)
+        (yaw_mid, yaw_half), (pitch_mid, pitch_half) = _middle(self.yaw_range), _middle(self.pitch_range)
+        return self.make_camera(yaw_mid + yaw_half * reach * turn.sin(), pitch_mid + pitch_half * reach * turn.cos())
+
+
+@dataclass(frozen=True)
+class Keyframes:
+    """Through given cameras in equal times: position and intrinsics on straight lines, orientation on the shortest turn."""
+
+    cameras: Camera
+    closed: bool = False                     # True: back from the last to the first
+
+    @staticmethod
+    def from_file(path: str | os.PathLike, closed: bool = False) -> Keyframes:
+        """The cameras of a JSON file, see `load_camera_file`."""
+        return Keyframes(load_camera_file(path), closed)
+
+    def __call__(self, t: torch.Tensor) -> Camera:
+        count = len(self.cameras)
+        pose, lens = self.cameras.cam2world, self.cameras.intrinsics
+        place = t.to(pose) * (count if self.closed else count - 1)
+        first = place.floor().long().clamp(0, count - 1 if self.closed else max(count - 2, 0))
+        second = (first + 1) % count
+        part = (place - first)[:, None, None]                                                       # [T, 1, 1]
+        mixed = torch.lerp(pose[first], pose[second], part)
+        rotation = pose[first][:, :3, :3] @ _part_of_turn(pose[first][:, :3, :3].mT @ pose[second][:, :3, :3], part)
+        top = torch.cat([rotation, mixed[:, :3, 3:]], dim=2)
+        return Camera(torch.cat([top, mixed[:, 3:]], dim=1), torch.lerp(lens[first], lens[second], part))
+
+
+PATHS = {"orbit": Orbit, "spiral": Spiral, "sweep": Sweep}
+
+
+def trajectory(name: str, make_camera: MakeCamera, yaw_range: Range, pitch_range: Range = (0.0, 0.0)) -> Callable[[torch.Tensor], Camera]:
+    """The path called orbit, spiral or sweep over these ranges [rad]. Raises UserError, with the closest name, for others."""
+    if name not in PATHS:
+        close = difflib.get_close_matches(str(name).lower(), PATHS, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown camera path {name!r}, expected one of {', '.join(PATHS)}{hint}")
+    return PATHS[name](make_camera, yaw_range, pitch_range)
+
+
+def _between(ends: Range, t: torch.Tensor) -> torch.Tensor:
+    return ends[0] + (ends[1] - ends[0]) * t
+
+
+def _middle(ends: Range) -> tuple[float, float]:
+    """Middle and half width."""
+    return (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
+
+
+def _part_of_turn(rotation: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """The given part [T, 1, 1] of the shortest turns [T, 3, 3] (Rodrigues' formula). Half turns have two: one is taken."""
+    double = rotation.double()
+    eye = torch.eye(3, dtype=double.dtype, device=double.device)
+    skew = (double - double.mT) / 2                             # sin(angle) [axis]x
+    sine = torch.linalg.matrix_norm(skew, keepdim=True) / math.sqrt(2)
+    cosine = (double.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None] - 1) / 2
+    angle = torch.atan2(sine, cosine)
+    # (R + R^T)/2 = cos + (1 - cos) a a^T holds the axis also where the sine vanishes; its largest column is well conditioned.
+    outer = (double + double.mT) / 2 - cosine * eye
+    column = outer.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    axis = torch.nn.functional.normalize(outer.gather(2, column[:, None, None].expand(-1, 3, 1)), dim=1)   # [T, 3, 1]
+    cross = torch.linalg.cross(axis.mT.expand(-1, 3, 3), eye.expand_as(double), dim=2).mT                  # [axis]x
+    sign = torch.where((cross * skew).sum(dim=(1, 2), keepdim=True) < 0, -1.0, 1.0)
+    cross = cross * sign
+    turned = part.double() * angle
+    return (eye + turned.sin() * cross + (1 - turned.cos()) * (cross @ cross)).to(rotation.dtype)

@@ -1,0 +1,14 @@
+"""Old notebooks import the cameras from here; they live in the package `camera_utils`."""
+
+from camera_utils.poses import (
+    FOV_to_intrinsics,
+    GaussianCameraPoseSampler,
+    LookAtPoseSampler,
+    UniformBlenderPoseSampler,
+    UniformCameraPoseSampler,
+    create_cam2world_matrix,
+    normalize_vecs,
+)
+
+__all__ = ["FOV_to_intrinsics", "GaussianCameraPoseSampler", "LookAtPoseSampler", "UniformBlenderPoseSampler", "UniformCameraPoseSampler",
+           "create_cam2world_matrix", "normalize_vecs"]

@@ -1,0 +1,34 @@
+"""The published ray maps, under the names that the released code gave them: `camera_utils.rays` with convention='published'.
+
+H and W must be equal. intrinsics [N, 3, 3], c2w [N, 4, 4], any float dtype, which the result keeps. If all intrinsics sum to
+zero, the identity takes their place. `jitter` sends the ray through a random point of each pixel.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from camera_utils import rays
+from camera_utils.camera import Camera
+
+
+def get_rays(H: int, W: int, intrinsics: torch.Tensor, c2w: torch.Tensor, jitter: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Origins and unit directions, [N, 3, H, W] each, in float32 at least."""
+    camera = Camera(c2w, intrinsics)
+    x, y = rays.image_grid(H, W, "published", jitter=jitter, dtype=torch.promote_types(c2w.dtype, torch.float32), device=c2w.device)
+    return rays.ray_origins(camera, H, W), rays.ray_directions(camera, x, y, "published")
+
+
+def plucker_embedding(H: int, W: int, intrinsics: torch.Tensor, c2w: torch.Tensor, jitter: bool = False) -> torch.Tensor:
+    """(direction, origin x direction), [N, 6, H, W]."""
+    return rays.plucker(*get_rays(H, W, intrinsics, c2w, jitter)).to(c2w.dtype)
+
+
+def origin_dir_embedding(H: int, W: int, intrinsics: torch.Tensor, c2w: torch.Tensor, jitter: bool = False) -> torch.Tensor:
+    """(origin, direction), [N, 6, H, W]."""
+    return rays.origin_direction(*get_rays(H, W, intrinsics, c2w, jitter)).to(c2w.dtype)
+
+
+def two_plane_embedding(H: int, W: int, intrinsics: torch.Tensor, c2w: torch.Tensor) -> torch.Tensor:
+    """Where the ray meets z = -1, then z = 1 (3 coordinates each), [N, 6, H, W]."""
+    return rays.two_plane(*get_rays(H, W, intrinsics, c2w)).to(c2w.dtype)
