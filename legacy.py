@@ -57,12 +57,17 @@ def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False) 
 def load_generator(f: str | os.PathLike | BinaryIO, force_fp16: bool = False) -> torch.nn.Module:
     """G_ema of the file (G where it has no average), in eval mode, without gradients. Has `camera_stats`: those of the file, or None."""
     data = load_network_pkl(f, force_fp16)
-    G = data["G"] if data["G_ema"] is None else data["G_ema"]
-    if G is None:
-        raise UserError(f"{_name_of(f)}: holds no generator, only a discriminator; {_REMEDY}")
-    G.eval().requires_grad_(False)
+    G = generator_of(data, _name_of(f))
     G.camera_stats = data["camera_stats"]
     return G
+
+
+def generator_of(data: dict[str, Any], name: str) -> torch.nn.Module:
+    """The generator to make images with, among the networks of the file `name`: G_ema, else G. In eval mode, without gradients."""
+    G = data["G"] if data["G_ema"] is None else data["G_ema"]
+    if G is None:
+        raise UserError(f"{name}: holds no generator, only a discriminator; {_REMEDY}")
+    return G.eval().requires_grad_(False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,15 +115,15 @@ def _check_head(head: bytes, name: str) -> None:
         raise UserError(f"{name}: the file is empty; copy or download it again")
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
         return
-    kind = next((kind for start, kind in _OTHER_FILES if head.lstrip().startswith(start)), "of another kind")
+    kind = next((kind for start, kind in _OTHER_FILES if head.lstrip().startswith(start)), "a file of another kind")
     raise UserError(f"{name}: not a network file but {kind}; {_REMEDY}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-EXAMPLES = """\b
-Examples:
-  \b
+EXAMPLES = """Examples:
+
+\b
   # A file of the released format -> a snapshot of ours, without source code in it.
   python legacy.py --source=stylegan2-ffhq-512x512.pkl --dest=ffhq.pkl
 """

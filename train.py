@@ -123,13 +123,16 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
         notes.append(f"Training on the CPU in {options.gpus} process{'es' if options.gpus > 1 else ''}.")
 
     config.run_dir = cfg.next_run_dir(options.outdir, config.pop("desc"))
-    print_plan(config, info, notes)
+    plan_text = describe_plan(config, info, notes)
+    print(plan_text)
     if dry_run:
         print("Dry run; exiting.")
         return
     print("Creating output directory...")
     os.makedirs(config.run_dir)
     cfg.save_options(config)
+    with open(os.path.join(config.run_dir, "log.txt"), "w", encoding="utf-8") as log:
+        log.write(plan_text + "\n")
     launch(config, device)
 
 
@@ -162,20 +165,14 @@ def load_network(source: str) -> dict:
     return legacy.load_network_pkl(source)
 
 
-def print_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str]) -> None:
-    print()
-    print("Training options:")
-    print(json.dumps(config, indent=2))
-    print()
+def describe_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str]) -> str:
+    """What is about to be run, for the screen and the log."""
     rows = [("Output directory", config.run_dir), ("Number of GPUs", config.num_gpus), ("Batch size", f"{config.batch_size} images"),
             ("Training duration", f"{config.total_kimg:g} kimg"), ("Dataset path", info.kwargs["path"]), ("Dataset size", f"{info.num_images} images"),
             ("Dataset resolution", info.resolution), ("Dataset channels", info.num_channels),
             ("Dataset labels", "cameras" if info.has_camera_labels else info.label_dim or "none"), ("Dataset x-flips", info.kwargs["xflip"])]
-    for name, value in rows:
-        print(f"{name + ':':<20}{value}")
-    for note in notes:
-        print(f"Note: {note}")
-    print()
+    lines = ["", "Training options:", json.dumps(config, indent=2), "", *(f"{name + ':':<20}{value}" for name, value in rows), *(f"Note: {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
 def launch(config: dnnlib.EasyDict, device: str) -> None:

@@ -18,6 +18,7 @@ MAX_FOCAL = 50.0                         # [image sizes]: a field of view of abo
 
 MIN_CAMERAS = 4                          # for judgements from geometry
 MIN_SPREAD = 1e-3                        # mean squared sine of the axes about their closest common direction (1.8 degrees)
+MAX_REMOTENESS = 4.0                     # [camera distances]: where axes may meet before the inverse matrices are preferred
 MAX_MISS_DEG = 5.0                       # median angle by which axes that "meet" may miss the point
 LABEL_FORM = "cam2world (4 x 4), then intrinsics (3 x 3), row by row"
 OVERRIDE = "if the cameras are meant so, --camera-check=off skips this judgement"
@@ -51,7 +52,8 @@ def check_label_values(labels: np.ndarray, names: Sequence[str]) -> None:
     """Raises UserError for the first of the labels [M, 25] that is no camera; `names` [M] say whose label it is."""
     finite = np.isfinite(labels)
     _refuse(~finite.all(axis=1), names, lambda i:
-            f"number {int(np.argmin(finite[i]))} (counted from 0) of its camera label is {labels[i][~finite[i]][0]}; remove the image or write finite numbers")
+            f"number {int(np.argmin(finite[i])) + 1} of the 25 in its camera label is {labels[i][~finite[i]][0]}; "
+            "write finite numbers or remove the image")
     pose, lens = labels[:, :16].reshape(-1, 4, 4), labels[:, 16:].reshape(-1, 3, 3)
     _check_last_row(pose, names)
     _check_rotation(pose[:, :3, :3], names)
@@ -120,7 +122,7 @@ def _check_intrinsics(lens: np.ndarray, names: Sequence[str]) -> None:
 class _Gaze:
     """How the viewing axes of a set of poses lie."""
 
-    meets: bool                          # the axes pass through one point, seen from several sides
+    meets: bool                          # the axes pass through one point and differ in direction
     facing: bool                         # ... and most cameras have it in front of them
     remoteness: float                    # distance of that point from the world origin, in camera distances
     point: np.ndarray                    # [3]
@@ -134,11 +136,11 @@ def _judge_geometry(labels: np.ndarray, names: _Names, allow_outward: bool) -> l
     as_given = _gaze(pose)
     inverse_pose = _inverse(pose)
     inverse = _gaze(inverse_pose)
-    # A valid set has its point of interest near the world origin. The inverse of such a set may meet in a point as well
-    # (if the pivot lies on the z axis it does), but that point is then remote: the two values of `remoteness` are reciprocal.
-    sensible = as_given.meets and as_given.remoteness < 4
-    if not sensible and inverse.meets and inverse.remoteness < 0.5 and (inverse.facing or _y_axes_point_up(inverse_pose)):
-        axes = "" if inverse.facing else " with OpenGL axes"
+    # If the axes meet on the world's z axis, as FFHQ's do, so do those of the inverse matrices, and the two values of
+    # `remoteness` are reciprocal. The set in which the cameras stand around the world origin is then the likelier one.
+    sensible = as_given.meets and as_given.remoteness < MAX_REMOTENESS
+    if not sensible and inverse.meets:
+        axes = " with OpenGL axes" if not inverse.facing and _y_axes_point_up(inverse_pose) else ""
         raise UserError(f"{names.all}: the camera matrices look like world-to-camera{axes}: inverted, their viewing axes meet near "
                         f"{_numbers(inverse.point)}, {inverse.distance:.3g} away from the cameras, and as given they do not; "
                         f"store the inverse matrices; {OVERRIDE}")
@@ -157,10 +159,9 @@ def _gaze(pose: np.ndarray) -> _Gaze:
     offset = point - origin
     distance = np.linalg.norm(offset, axis=1)
     typical = float(np.median(distance))
-    far_enough = typical > 1e-3 * max(float(np.median(np.linalg.norm(origin, axis=1))), 1e-9)       # else all stand in one point
     cosine = (offset * forward).sum(axis=1) / np.maximum(distance, 1e-12)
     miss_deg = np.degrees(np.arccos(np.clip(np.abs(cosine), 0, 1)))
-    meets = far_enough and spread > MIN_SPREAD and float(np.median(miss_deg)) < MAX_MISS_DEG
+    meets = spread > MIN_SPREAD and float(np.median(miss_deg)) < MAX_MISS_DEG
     return _Gaze(bool(meets), bool(np.median(cosine) > 0), float(np.linalg.norm(point)) / max(typical, 1e-12), point, typical)
 
 

@@ -93,11 +93,20 @@ def construct(cls: type, args: Sequence, kwargs: dict, skip_random_init: bool) -
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Within, torch.randn and torch.rand hand out uninitialised tensors."""
+    """Within, torch.randn and torch.rand hand out uninitialised memory, and scaling that by a number leaves it as it is.
+
+    Touching the memory would cost more than reading the file.
+    """
+
+    _SCALING = (torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.div, torch.Tensor.__truediv__)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.randn, torch.rand):
             kwargs.pop("generator", None)
-            func = torch.empty
+            tensor = torch.empty(*args, **kwargs)
+            tensor.is_uninitialised = True
+            return tensor
+        if func in self._SCALING and getattr(args[0], "is_uninitialised", False) and isinstance(args[1], (int, float)):
+            return args[0]
         return func(*args, **kwargs)

@@ -68,6 +68,8 @@ def persistent_class(cls: T) -> T:
     cls.__reduce_ex__ = _reduce
     if not hasattr(cls, "__deepcopy__"):
         cls.__deepcopy__ = _deepcopy
+    if getattr(cls, "__setstate__", None) is torch.nn.Module.__setstate__:
+        cls.__setstate__ = _refuse_attributes
     _classes[_full_name(cls)] = cls
     return cls
 
@@ -130,6 +132,11 @@ def _reduce(self: Any, protocol: int) -> tuple:
     meta = dict(type="class", version=FORMAT_VERSION, class_name=_full_name(type(self)), init_args=module_state.plain(self.__dict__["_init_args"]),
                 init_kwargs=module_state.plain(self.__dict__["_init_kwargs"]), state=state)
     return _reconstruct_persistent_obj, (meta,)
+
+
+def _refuse_attributes(self: Any, state: Any) -> None:
+    """No pickle of ours has attributes for a finished module; a file that does wants to tamper with it."""
+    raise UserError(f"the file tries to change attributes of {_full_name(type(self))}")
 
 
 def _deepcopy(self: Any, memo: dict) -> Any:

@@ -84,15 +84,9 @@ def sweep_labels(camera_stats: dict, columns: int) -> torch.Tensor:
 
 def save_network(path: str, G: torch.nn.Module, D: torch.nn.Module, G_ema: torch.nn.Module, augment_pipe: torch.nn.Module | None,
                  training_set_kwargs: dict, camera_stats: dict | None) -> None:
-    """Writes network-snapshot-*.pkl aside, then renames it."""
+    """Writes network-snapshot-*.pkl, whole or not at all."""
     networks = {name: _as_stored(module) for name, module in [("G", G), ("D", D), ("G_ema", G_ema), ("augment_pipe", augment_pipe)]}
-    snapshot = dict(networks, training_set_kwargs=dict(training_set_kwargs), camera_stats=camera_stats)
-    part = path + ".part"
-    with open(part, "wb") as stream:
-        persistence.dump(snapshot, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    persistence.save(dict(networks, training_set_kwargs=dict(training_set_kwargs), camera_stats=camera_stats), path)
 
 
 def _as_stored(module: torch.nn.Module | None) -> torch.nn.Module | None:

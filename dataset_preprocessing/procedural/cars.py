@@ -58,7 +58,7 @@ def _cabin(solids: Solids, dice: Dice, paint, half_width: float, belt: float) ->
         cut_axis=(1, 0, 0), cut_range=(-inset, inset))
     pillar = dice.between(-0.02, 0.03)
     for low, high in ((-1.0, pillar - 0.006), (pillar + 0.006, 1.0)):
-        # Both windows are the same ellipsoid, of which the front or the rear is kept; it shows beside the cabin on both sides.
+        # A window is one solid through the whole cabin, which shows on both sides.
         middle, reach = place + max(low, -half_length) * 0.5 + min(high, half_length) * 0.5, (min(high, half_length) - max(low, -half_length)) * 0.5
         solids.add((0, belt + 0.028, middle), (inset * 3, height * 0.5, reach * 0.8), GLASS, gloss=0.5,
             cut_axis=(1, 0, 0), cut_range=(-inset * 1.01, inset * 1.01))

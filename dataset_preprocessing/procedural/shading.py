@@ -75,7 +75,7 @@ def _lit(batch, scene, albedo, normal, direction, gloss):
     up = normal[1] * 0.5 + 0.5
     above, below = batch.ambient[:, 0].T[:, scene], batch.ambient[:, 1].T[:, scene]
     half = light - direction
-    shine = np.maximum(dot(normal, half), 0) / np.sqrt(dot(half, half))
+    shine = np.maximum(dot(normal, half), 0) / np.sqrt(np.maximum(dot(half, half), 1e-12))        # 0 where one looks along the light
     for _ in range(5):
         shine = shine * shine
     return albedo * (below + up * (above - below) + facing * light_color) + (gloss * shine) * light_color
@@ -85,21 +85,20 @@ def _backdrop(batch, scene, origin, direction):
     """Linear RGB, depth and normal of rays that meet no solid."""
     along = dot(origin, direction)
     depth = np.sqrt(np.maximum(along * along - dot(origin, origin) + WALL_RADIUS ** 2, 0)) - along
+    level, shadow_x, shadow_z, present = batch.ground.T[:, scene]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        down = (level - origin[1]) / direction[1]
+    on_ground = np.flatnonzero((present > 0) & (down > 0) & (down < depth))
+    depth[on_ground] = down[on_ground]
     point = origin + depth * direction
     position = np.clip(dot(point, batch.wall_axis.T[:, scene]) * (WALL_CONTRAST / (2 * WALL_RADIUS)) + 0.5, 0, 1)
     first, last = batch.wall_color[:, 0].T[:, scene], batch.wall_color[:, 1].T[:, scene]
     color = first + smooth(position) * (last - first)
     normal = np.zeros_like(direction)
-    level, shadow_x, shadow_z, present = batch.ground.T[:, scene]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        down = (level - origin[1]) / direction[1]
-    on_ground = np.flatnonzero((present > 0) & (down > 0) & (down < depth))
     if len(on_ground):
-        depth[on_ground] = down[on_ground]
-        point = (origin + depth * direction)[:, on_ground]
-        radius = np.sqrt(point[0] * point[0] + point[2] * point[2])
-        fade = smooth(np.clip((radius - GROUND_FADE[0]) / (GROUND_FADE[1] - GROUND_FADE[0]), 0, 1))
-        inner_x, inner_z = point[0] / shadow_x[on_ground], point[2] / shadow_z[on_ground]
+        x, z = point[0, on_ground], point[2, on_ground]
+        fade = smooth(np.clip((np.sqrt(x * x + z * z) - GROUND_FADE[0]) / (GROUND_FADE[1] - GROUND_FADE[0]), 0, 1))
+        inner_x, inner_z = x / shadow_x[on_ground], z / shadow_z[on_ground]
         shadow = 1 - 0.75 * smooth(np.clip(1.5 - (inner_x * inner_x + inner_z * inner_z), 0, 1))
         ground = batch.ground_color.T[:, scene[on_ground]] * shadow
         color[:, on_ground] = ground + fade * (color[:, on_ground] - ground)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops.bias_act import plain, reference
+from torch_utils.ops.bias_act import native, plain, reference
 from torch_utils.ops.bias_act.activations import activation_funcs
 
 __all__ = ["activation_funcs", "bias_act"]
@@ -38,4 +38,7 @@ def bias_act(
     gain = float(row.def_gain if gain is None else gain)
     clamp = None if clamp is None else float(clamp)
 
-    return plain.bias_act(x, b, dim, act, alpha, gain, clamp)
+    path = "reference" if impl == "ref" else custom_ops.path("bias_act", x.device.type)
+    if path == "native" and native.takes(x, b, act, alpha, gain, clamp):
+        return native.bias_act(x, b, dim, act, alpha, gain, clamp)
+    return (reference if path == "reference" else plain).bias_act(x, b, dim, act, alpha, gain, clamp)

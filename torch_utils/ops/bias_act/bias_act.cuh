@@ -202,7 +202,7 @@ private:
 // Choice of the variant. `Run::template go<Share>(args, index, blocks)` runs a share on every thread of every block.
 
 const int kThreads = 256;
-const int kUnroll = 4;
+const int kUnroll = 4;      // vectors per thread; the other activations compute enough between their loads
 
 inline bool aligned(const void* p) { return ((uintptr_t)p & 15) == 0; }
 
@@ -223,16 +223,17 @@ inline BiasMode choose_mode(const BiasActArgs& a, int vector, BiasIndex* index) 
 }
 
 template <class Run, class T, int ORDER, bool PIECEWISE, int MODE> int run_share(const BiasActArgs& a, const BiasIndex& index) {
-    typedef BiasActShare<T, ORDER, PIECEWISE, MODE, kThreads, kUnroll> Share;
+    typedef BiasActShare<T, ORDER, PIECEWISE, MODE, kThreads, PIECEWISE ? kUnroll : 1> Share;
     return Run::template go<Share>(a, index, (a.count + Share::PER_BLOCK - 1) / Share::PER_BLOCK);
 }
 
 template <class Run, class T, int ORDER, bool PIECEWISE> int run_order(const BiasActArgs& a) {
+    const bool any_bias = ORDER == 0 || !PIECEWISE;     // derivatives of the piecewise linear ones never see it
     BiasIndex index = {};
     switch (choose_mode(a, Wide<T>::count, &index)) {
         case kNone:     return run_share<Run, T, ORDER, PIECEWISE, kNone>(a, index);
-        case kUniform:  return run_share<Run, T, ORDER, PIECEWISE, kUniform>(a, index);
-        case kRunning:  return run_share<Run, T, ORDER, PIECEWISE, kRunning>(a, index);
+        case kUniform:  return run_share<Run, T, ORDER, PIECEWISE, any_bias ? kUniform : kAny>(a, index);
+        case kRunning:  return run_share<Run, T, ORDER, PIECEWISE, any_bias ? kRunning : kAny>(a, index);
         default:        return run_share<Run, T, ORDER, PIECEWISE, kAny>(a, index);
     }
 }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops.upfirdn2d import plain, reference
+from torch_utils.ops.upfirdn2d import native, plain, reference
 from torch_utils.ops.upfirdn2d.arguments import edges, filter_size, output_size, pair
 
 __all__ = ["downsample2d", "filter2d", "setup_filter", "upfirdn2d", "upsample2d"]
@@ -65,7 +65,10 @@ def upfirdn2d(
     width = output_size(x.shape[3], up[0], down[0], padding[0], padding[1], fw)
     assert height >= 1 and width >= 1, f"x {list(x.shape)} with up {up} and padding {padding} is smaller than the {fh} x {fw} filter"
 
-    return plain.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
+    path = "reference" if impl == "ref" else custom_ops.path("upfirdn2d", x.device.type)
+    if path == "native" and native.takes(x, f):
+        return native.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
+    return (reference if path == "reference" else plain).upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
 def filter2d(

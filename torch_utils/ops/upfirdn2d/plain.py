@@ -7,6 +7,8 @@ formats, and channels_last is about three times as fast as contiguous (benchmark
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional
 
@@ -16,14 +18,14 @@ def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, up: tuple[int, int], down
     """Same contract as the reference. Never returns x itself or a view of it."""
     left, right, top, bottom = padding
     if f is None:
-        f = torch.full([1, 1], gain, dtype=x.dtype, device=x.device)
-    else:
-        f = f.to(torch.promote_types(x.dtype, torch.float32)) * gain ** (f.ndim / 2)
-        f = (f if flip_filter else f.flip(list(range(f.ndim)))).to(x.dtype)
-    if f.ndim == 1:                                             # [n]: along x, then along y
-        x = _filter(x, f.view(1, -1), (up[0], 1), (down[0], 1), (left, right, 0, 0))
-        return _filter(x, f.view(-1, 1), (1, up[1]), (1, down[1]), (0, 0, top, bottom))
-    return _filter(x, f, up, down, padding)
+        return _filter(x, torch.full([1, 1], gain, dtype=x.dtype, device=x.device), up, down, padding)
+    f = f.to(torch.promote_types(x.dtype, torch.float32))
+    f = f if flip_filter else f.flip(list(range(f.ndim)))
+    if f.ndim == 2:
+        return _filter(x, (f * gain).to(x.dtype), up, down, padding)
+    root = math.sqrt(abs(gain))                                 # [n]: along x, then along y, with half of the gain each
+    x = _filter(x, (f * root).to(x.dtype).view(1, -1), (up[0], 1), (down[0], 1), (left, right, 0, 0))
+    return _filter(x, (f * math.copysign(root, gain)).to(x.dtype).view(-1, 1), (1, up[1]), (1, down[1]), (0, 0, top, bottom))
 
 
 def _filter(x: torch.Tensor, taps: torch.Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]) -> torch.Tensor:

@@ -1,0 +1,49 @@
+"""Small data sets that several test files share."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from camera_utils import camera_for
+
+
+def write_dataset(path, labels, size=16, mode="RGB", **document):
+    """An EG3D zip with one noise image per label; a label of None leaves the image without one. Returns the path as a string."""
+    rng = np.random.RandomState(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        table = []
+        for i, label in enumerate(labels):
+            name = f"00000/img{i:08d}.png"
+            pixels = rng.randint(0, 256, [size, size, 3], dtype=np.uint8)
+            stream = io.BytesIO()
+            Image.fromarray(pixels).convert(mode).save(stream, "PNG")
+            archive.writestr(name, stream.getvalue())
+            if label is not None:
+                table.append([name, label])
+        archive.writestr("dataset.json", json.dumps(dict(document, labels=table)))
+    return str(path)
+
+
+def camera_labels(count, seed=0):
+    """`count` labels of cameras around the front of a head."""
+    rng = np.random.RandomState(seed)
+    return [camera_for("heads", yaw=float(rng.uniform(-0.7, 0.7)), pitch=float(rng.uniform(-0.25, 0.25))).to_label()[0].tolist() for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def camera_zip(tmp_path_factory):
+    """64 noise images of 16 px with cameras."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "cameras.zip", camera_labels(64))
+
+
+@pytest.fixture(scope="session")
+def class_zip(tmp_path_factory):
+    """48 images of 16 px in three classes."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "classes.zip", [i % 3 for i in range(48)])
+
+
+SMALL = ["--cbase=128", "--cmax=16", "--map-depth=2", "--batch=8", "--workers=0", "--device=cpu"]

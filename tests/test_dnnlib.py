@@ -1,0 +1,194 @@
+"""Small utilities: names, addresses, log files, durations."""
+
+import http.server
+import io
+import os
+import sys
+import threading
+
+import pytest
+
+import dnnlib
+from dnnlib import EasyDict, UserError
+from dnnlib.util import Logger, construct_class_by_name, format_time, format_time_brief, get_obj_by_name, open_url
+
+
+def test_easy_dict():
+    d = EasyDict(a=1)
+    d.b = 2
+    assert (d.a, d["b"], dict(d)) == (1, 2, dict(a=1, b=2))
+    del d.a
+    with pytest.raises(AttributeError, match="'a'"):
+        d.a  # noqa: B018
+    with pytest.raises(AttributeError):
+        del d.a
+    assert not hasattr(d, "missing") and EasyDict(d) == d
+
+
+def test_user_error_is_one_line_and_a_value_error():
+    error = UserError("first\n   second")
+    assert error.format_message() == "first second" and isinstance(error, ValueError) and error.exit_code == 1
+
+
+def test_objects_by_name():
+    assert get_obj_by_name("os.path.join") is os.path.join
+    assert get_obj_by_name("dnnlib.util.EasyDict.fromkeys") == EasyDict.fromkeys
+    assert construct_class_by_name(3, class_name="fractions.Fraction", denominator=4) * 4 == 3
+    assert dnnlib.util.call_func_by_name("a", "b", func_name="os.path.join") == os.path.join("a", "b")
+    for name in ("no_such_package.x", "os.no_such_thing", "os.path.join.nothing", "no_such_package"):
+        with pytest.raises(ImportError, match=name.split(".")[-1]):
+            get_obj_by_name(name)
+
+
+def test_failing_import_is_not_taken_for_a_missing_module(tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("import a_package_that_is_not_there\nx = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        get_obj_by_name("broken_module.x")
+
+
+@pytest.mark.parametrize("seconds, long, brief", [
+    (0, "0s", "0s"), (59.4, "59s", "59s"), (59.6, "1m 00s", "1m 00s"), (3599, "59m 59s", "59m 59s"), (3600, "1h 00m 00s", "1h 00m"),
+    (86399, "23h 59m 59s", "23h 59m"), (86400, "1d 00h 00m", "1d 00h"), (10 * 86400 + 3660, "10d 01h 01m", "10d 01h"),
+])
+def test_format_time(seconds, long, brief):
+    assert (format_time(seconds), format_time_brief(seconds)) == (long, brief)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Addresses.
+
+@pytest.fixture
+def server():
+    """A loopback web server that counts what it is asked; its first answer to /flaky is a failure."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            fails = self.path == "/missing.pkl" or (self.path == "/flaky.pkl" and requests.count("/flaky.pkl") == 1)
+            self.send_response(500 if fails else 200)
+            if self.path == "/named":
+                self.send_header("Content-Disposition", 'attachment; filename="../../etc/pass wd.pkl"')
+            body = b"" if self.path == "/empty.pkl" else b"content of " + self.path.encode()
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    requests = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}", requests
+        httpd.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+def test_open_url_reads_files(tmp_path):
+    path = tmp_path / "with space.bin"
+    path.write_bytes(b"abc")
+    for url in (str(path), path, path.as_uri()):
+        with open_url(url) as stream:
+            assert stream.read() == b"abc"
+        assert open_url(url, return_filename=True) == str(path)
+    with pytest.raises(UserError, match="nix.bin"):
+        open_url(str(tmp_path / "nix.bin"))
+
+
+def test_open_url_downloads_once(server, cache):
+    url, requests = server
+    for _ in range(2):
+        with open_url(f"{url}/net.pkl", verbose=False) as stream:
+            assert stream.read() == b"content of /net.pkl"
+    path = open_url(f"{url}/net.pkl", verbose=False, return_filename=True)
+    assert requests == ["/net.pkl"]
+    assert os.path.dirname(path) == str(cache / "downloads") and path.endswith("_net.pkl")
+    with open(path, "rb") as stream:
+        assert stream.read() == b"content of /net.pkl"
+    assert open_url(f"{url}/net.pkl?other", verbose=False).read() == b"content of /net.pkl?other"
+
+
+def test_open_url_without_a_cache(server, cache):
+    url, requests = server
+    for _ in range(2):
+        assert open_url(f"{url}/net.pkl", verbose=False, cache=False).read() == b"content of /net.pkl"
+    assert len(requests) == 2 and not cache.exists()
+
+
+def test_open_url_ignores_interrupted_downloads(server, cache):
+    url, _ = server
+    path = open_url(f"{url}/net.pkl", verbose=False, return_filename=True)
+    os.rename(path, path + ".part")
+    assert open_url(f"{url}/net.pkl", verbose=False).read() == b"content of /net.pkl"
+
+
+def test_names_given_by_servers_stay_inside_the_cache(server, cache):
+    path = open_url(f"{server[0]}/named", verbose=False, return_filename=True)
+    assert os.path.dirname(os.path.realpath(path)) == os.path.realpath(cache / "downloads")
+    assert sorted(os.listdir(cache / "downloads")) == [os.path.basename(path)]
+
+
+def test_open_url_tries_again_and_gives_up_in_one_line(server, cache):
+    url, requests = server
+    assert open_url(f"{url}/flaky.pkl", verbose=False).read() == b"content of /flaky.pkl"
+    for name in ("missing", "empty"):
+        requests.clear()
+        with pytest.raises(UserError, match=f"{name}.pkl") as error:
+            open_url(f"{url}/{name}.pkl", num_attempts=2, verbose=False)
+        assert len(requests) == 2 and "\n" not in error.value.format_message()
+    assert not any(name.endswith(".part") for name in os.listdir(cache / "downloads"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Log file.
+
+def test_logger_copies_both_streams(tmp_path, capsys):
+    path = tmp_path / "log.txt"
+    before = sys.stdout, sys.stderr
+    with Logger(str(path)):
+        print("out")
+        print("err", file=sys.stderr)
+        print("\r 10%", end="", file=sys.stderr)               # a redrawn progress bar
+        assert path.read_text() == "out\nerr\n"                # flushed at once
+    assert (sys.stdout, sys.stderr) == before
+    print("after")
+    assert path.read_text() == "out\nerr\n"
+    captured = capsys.readouterr()
+    assert captured.out == "out\nafter\n" and captured.err == "err\n\r 10%"
+
+
+def test_loggers_append_and_nest(tmp_path, capsys):
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    with Logger(str(first)):
+        with Logger(str(second)):
+            print("both")
+        print("one")
+    with Logger(str(first), file_mode="a"):
+        print("more")
+    assert (first.read_text(), second.read_text()) == ("both\none\nmore\n", "both\n")
+
+
+def test_logger_survives_an_exception(tmp_path):
+    before = sys.stdout
+    with pytest.raises(RuntimeError):
+        with Logger(str(tmp_path / "log.txt")) as logger:
+            raise RuntimeError
+    assert sys.stdout is before
+    logger.close()
+    logger.write("ignored")
+
+
+def test_logger_without_a_file(capsys):
+    with Logger():
+        print("hello")
+    assert capsys.readouterr().out == "hello\n"
+    assert isinstance(sys.stdout, io.TextIOBase) or hasattr(sys.stdout, "write")

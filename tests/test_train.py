@@ -1,0 +1,268 @@
+"""train.py as its users run it."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import SMALL, camera_labels, write_dataset
+from PIL import Image
+
+import legacy
+import train
+from training.config import next_run_dir
+from training.presets import PRESETS, RECIPES
+from training.status import read_stats
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*args):
+    """train.py in this process: (exit code, output)."""
+    result = CliRunner().invoke(train.main, [str(a) for a in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output + repr(result.exception)
+    return result.exit_code, result.output
+
+
+def options_of(output):
+    return json.loads(output[output.index("{") : output.rindex("}") + 1])
+
+
+def refused(*args, says):
+    """The command ends with one line that holds all of `says`."""
+    code, output = run(*args)
+    message = output[output.index("Error:"):].strip()
+    assert code != 0 and "\n" not in message, output
+    for part in says:
+        assert part in message, message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, camera_zip):
+    """A run of two ticks, started as a command in a new process; its folder and output."""
+    outdir = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, str(ROOT / "train.py"), f"--outdir={outdir}", f"--data={camera_zip}", "--cfg=raycond2", "--mirror=1", "--kimg=0.048",
+               "--tick=0.016", "--snap=1", "--dcond=both", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=outdir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder, = outdir.iterdir()
+    return folder, done.stdout
+
+
+def test_run_folder(finished):
+    folder, output = finished
+    assert folder.name == "00000-raycond2-cameras-gpus1-batch8-gamma0.0064"
+    names = {p.name for p in folder.iterdir()}
+    assert {"training_options.json", "log.txt", "stats.jsonl", "curves.png", "reals.png", "fakes_init.png", "views_init.png", "fakes000000.png",
+            "views000000.png", "network-snapshot-000000.pkl"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not [name for name in names if "part" in name]
+    for text in ("tick 0     kimg 0.0", "sec/kimg", "Training on the CPU", "--gamma=auto", "--cond=1 is implied"):
+        assert text in output and text in (folder / "log.txt").read_text()
+
+
+def test_statistics(finished):
+    records = read_stats(str(finished[0]))
+    assert len(records) >= 3 and records[-1]["Progress/kimg"]["mean"] == pytest.approx(0.048)
+    for name in ("Loss/G/loss", "Loss/D/loss", "Loss/scores/real", "Loss/r1_penalty", "Loss/pl_penalty", "Timing/sec_per_kimg"):
+        assert np.isfinite(records[0][name]["mean"])
+
+
+def test_pictures_show_the_networks_images(finished):
+    folder, _ = finished
+    views = np.asarray(Image.open(folder / "views000000.png"))
+    G = legacy.load_network_pkl(folder / "network-snapshot-000000.pkl")["G_ema"]
+    assert views.shape[1] == 7 * G.img_resolution and views.std() > 0
+    left, right = views[:16, :16].astype(float), views[:16, -16:].astype(float)
+    assert np.abs(left - right).max() > 0                       # the columns differ in the camera
+
+
+def test_snapshot_opens_like_the_readme_says(finished):
+    folder, _ = finished
+    with open(folder / "network-snapshot-000000.pkl", "rb") as f:
+        data = pickle.load(f)
+    G = data["G_ema"]
+    assert not G.training and not any(p.requires_grad for p in G.parameters())
+    c = torch.tensor(data["camera_stats"]["examples"][:1])
+    assert G(torch.randn([1, G.z_dim]), c).shape == (1, 3, 16, 16)
+    assert G.init_kwargs["rays"] == "pinhole" and data["D"].init_kwargs["dcond"] == "both"
+    low, high = data["camera_stats"]["yaw_range"]
+    assert -0.7 <= low < 0 < high <= 0.7
+    assert data["camera_stats"]["radius"] == pytest.approx(2.7, abs=1e-3)
+
+
+def test_options_alone_rebuild_the_run(finished, tmp_path):
+    """The stored JSON document, with another folder, gives the same weights."""
+    folder, _ = finished
+    config = json.loads((folder / "training_options.json").read_text())
+    config["run_dir"] = str(tmp_path)
+    from training.training_loop import training_loop
+    threads = torch.get_num_threads()
+    snapshot = training_loop(config)
+    torch.set_num_threads(threads)
+    a, b = (legacy.load_network_pkl(path)["G_ema"].state_dict() for path in (snapshot, folder / "network-snapshot-000000.pkl"))
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-4), name
+
+
+def test_resume_says_what_it_took(finished, camera_zip, tmp_path):
+    folder, _ = finished
+    snapshot = folder / "network-snapshot-000000.pkl"
+    code, output = run("--outdir", tmp_path, "--data", camera_zip, "--cfg=raycond2", "--kimg=0.008", "--resume", snapshot, *SMALL)
+    assert code == 0, output
+    assert f"Resuming from {snapshot}" in output and "copied" in output
+    options = json.loads(next(tmp_path.iterdir()).joinpath("training_options.json").read_text())
+    assert options["ema_rampup"] is None and options["G_kwargs"]["rays"] == "pinhole"
+
+
+def test_a_resumed_network_keeps_its_rays(camera_zip, tmp_path):
+    published = Path(__file__).parent / "data" / "pickles" / "raycond2.pkl"
+    data = write_dataset(tmp_path / "data.zip", camera_labels(16), size=legacy.load_network_pkl(published)["G"].img_resolution)
+    args = ["--outdir", tmp_path, "--data", data, "--cfg=raycond2", "--resume", published, "-n", *SMALL]
+    code, output = run(*args)
+    assert code == 0 and options_of(output)["G_kwargs"]["rays"] == "published" and "which is kept" in output
+    code, output = run(*args, "--rays=pinhole")
+    assert code == 0 and options_of(output)["G_kwargs"]["rays"] == "pinhole" and "Warning" in output
+
+
+def test_two_processes(camera_zip, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "--gpus=2", "--kimg=0.016", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder, = tmp_path.iterdir()
+    assert "gpus2" in folder.name and (folder / "network-snapshot-000000.pkl").exists()
+    assert done.stdout.count("tick 0 ") == 1                    # one rank speaks
+
+
+@pytest.mark.parametrize("extra", [[], ["--cond=1"]])
+def test_stylegan2_with_and_without_classes(class_zip, tmp_path, extra):
+    code, output = run("--outdir", tmp_path, "--data", class_zip, "--cfg=stylegan2", "--kimg=0.008", *SMALL, *extra)
+    assert code == 0, output
+    folder, = tmp_path.iterdir()
+    assert legacy.load_network_pkl(folder / "network-snapshot-000000.pkl")["G"].c_dim == (3 if extra else 0)
+    assert not (folder / "views000000.png").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def test_the_readmes_command_means_what_it_says(camera_zip, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_network", lambda source: dict(G_ema=torch.nn.Identity()))
+    monkeypatch.setattr(train, "choose_device", lambda device, gpus: "cuda")
+    code, output = run("--outdir=training-runs", f"--data={camera_zip}", "--cfg=raycond2", "--gpus=2", "--batch=32", "--gamma=1", "--snap=20", "--cond=1",
+                       "--aug=noaug", "--resume=checkpoints/stylegan2-ffhq-512x512.pkl", "-n")
+    assert code == 0, output
+    options = options_of(output)
+    assert options["run_dir"] == os.path.join("training-runs", "00000-raycond2-cameras-gpus2-batch32-gamma1")
+    assert (options["num_gpus"], options["batch_size"], options["batch_gpu"]) == (2, 32, 16)
+    assert options["loss_kwargs"] == dict(class_name="training.loss.StyleGAN2Loss", r1_gamma=1.0, style_mixing_prob=0.9, pl_weight=2.0,
+                                          pl_no_weight_grad=True, blur_init_sigma=0, blur_fade_kimg=0)
+    assert options["G_opt_kwargs"]["lr"] == options["D_opt_kwargs"]["lr"] == 0.002 and options["G_opt_kwargs"]["betas"] == [0.0, 0.99]
+    assert options["G_reg_interval"] == 4 and options["D_reg_interval"] == 16
+    assert options["G_kwargs"]["mapping_kwargs"]["num_layers"] == 8 and options["G_kwargs"]["num_fp16_res"] == 4 and options["G_kwargs"]["conv_clamp"] == 256
+    assert options["ema_kimg"] == 10 and options["ema_rampup"] is None and options["network_snapshot_ticks"] == 20 and options["augment_kwargs"] is None
+    assert not os.path.exists("training-runs") or not os.listdir("training-runs")
+
+
+@pytest.mark.parametrize("name", [n for n, row in RECIPES.items() if PRESETS[row.cfg].available])
+def test_recipes(name, camera_zip, monkeypatch):
+    monkeypatch.setattr(train, "load_network", lambda source: dict(G_ema=torch.nn.Identity()))
+    code, output = run("--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "--device=cpu", "-n")
+    assert code == 0 and options_of(output)["loss_kwargs"]["r1_gamma"] == RECIPES[name].gamma
+    code, output = run("--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "--device=cpu", "--gamma=7", "-n")
+    assert options_of(output)["loss_kwargs"]["r1_gamma"] == 7
+
+
+def test_every_stylegan3_option_is_there():
+    names = {option for param in train.main.params for option in param.opts}
+    wanted = """outdir cfg data gpus batch gamma cond mirror aug resume freezed p target batch-gpu cbase cmax glr dlr map-depth mbstd-group desc metrics
+                kimg tick snap seed fp32 nobench workers dry-run""".split()
+    assert {f"--{name}" for name in wanted} | {"-n"} <= names
+
+
+def test_precision_options(camera_zip):
+    base = ["--outdir=x", f"--data={camera_zip}", "--cfg=raycond2", "-n", *SMALL]
+    options = options_of(run(*base, "--fp32=1")[1])
+    assert options["G_kwargs"]["num_fp16_res"] == options["D_kwargs"]["num_fp16_res"] == 0 and options["G_kwargs"]["conv_clamp"] is None
+    options = options_of(run(*base, "--bf16=1")[1])
+    assert options["G_kwargs"]["half_dtype"] == options["D_kwargs"]["block_kwargs"]["half_dtype"] == "bf16"
+
+
+def test_run_numbers_go_up(tmp_path):
+    (tmp_path / "00003-old").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert next_run_dir(str(tmp_path), "new") == str(tmp_path / "00004-new")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def test_refusals_of_options(camera_zip, class_zip, tmp_path):
+    base = [f"--outdir={tmp_path / 'runs'}", "--device=cpu", "--workers=0"]
+    ray = [*base, f"--data={camera_zip}", "--cfg=raycond2"]
+    refused(*base, f"--data={camera_zip}", "--cfg=raycon2", says=["--cfg=raycon2", "did you mean raycond2?"])
+    refused(*base, f"--data={camera_zip}", says=["--cfg is missing", "raycond2"])
+    refused(*base, f"--data={camera_zip}", "--recipe=raycond2-fhq", says=["--recipe", "did you mean raycond2-ffhq?"])
+    refused(*base, f"--data={camera_zip}", "--cfg=raycond3-t", says=["--cfg=raycond3-t", "not yet"])
+    refused(*ray, "--aug=ada", says=["--aug=ada", "not yet"])
+    refused(*ray, "--cond=0", says=["--cond=0", "camera labels"])
+    refused(*ray, "--batch=9", "--gpus=2", says=["--batch=9", "--gpus=2"])
+    refused(*ray, "--batch=8", "--batch-gpu=3", says=["--batch-gpu=3", "divisor of 8"])
+    refused(*ray, "--batch=8", "--mbstd-group=3", says=["--mbstd-group=3"])
+    refused(*ray, "--batch=8", "--batch-gpu=1", says=["path length", "--batch"])
+    refused(*ray, "--gamma=-1", says=["--gamma", "auto"])
+    refused(*ray, "--gpus=500", says=["--gpus=500"])
+    refused(*base, f"--data={class_zip}", "--cfg=raycond2", says=["25", "dataset.json"])
+    refused(*base, f"--data={class_zip}", "--cfg=stylegan2", "--dcond=rays", "--cond=1", says=["--dcond=rays"])
+    refused(*base, f"--data={camera_zip}", "--cfg=stylegan2", "--rays=pinhole", says=["--rays=pinhole"])
+    refused(*ray, "--resume=nowhere.pkl", says=["nowhere.pkl", "no such file"])
+    text = tmp_path / "text.pkl"
+    text.write_text("hello")
+    refused(*ray, f"--resume={text}", says=["text.pkl", "not a network file"])
+    refused(*ray, "--resume", Path(__file__).parent / "data" / "pickles" / "raycond2.pkl", *SMALL, "--cmax=4", says=["--resume", "% of the parameters"])
+    assert not [p for p in (tmp_path / "runs").glob("*/network-snapshot*")]
+
+
+def change(label, **parts):
+    """A label with its pose or lens replaced by the function given."""
+    pose, lens = np.array(label[:16]).reshape(4, 4), np.array(label[16:]).reshape(3, 3)
+    pose, lens = parts.get("pose", lambda m: m)(pose), parts.get("lens", lambda m: m)(lens)
+    return [float(v) for v in (*pose.ravel(), *lens.ravel())]
+
+
+OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@pytest.mark.parametrize("kind, parts, says", [
+    ("transposed",      dict(pose=lambda m: m.T),                               ["transposed"]),
+    ("world-to-camera", dict(pose=np.linalg.inv),                               ["world-to-camera"]),
+    ("OpenGL",          dict(pose=lambda m: m @ OPENGL),                        ["OpenGL"]),
+    ("pixels",          dict(lens=lambda k: np.diag([512.0, 512.0, 1.0]) @ k),  ["pixels"]),
+    ("no rotation",     dict(pose=lambda m: m * np.array([2.0, 1, 1, 1])),      ["rotation"]),
+    ("NaN",             dict(pose=lambda m: m * np.nan),                        []),
+])
+def test_refusals_of_cameras(tmp_path, kind, parts, says):
+    labels = [change(label, **parts) for label in camera_labels(32)]
+    data = write_dataset(tmp_path / "bad.zip", labels)
+    refused(f"--outdir={tmp_path / 'runs'}", f"--data={data}", "--cfg=raycond2", *SMALL, says=["bad.zip", *says])
+    assert not (tmp_path / "runs").exists()
+    if kind in ("world-to-camera", "OpenGL"):                   # judged from geometry: may be meant
+        assert run(f"--outdir={tmp_path / 'runs'}", f"--data={data}", "--cfg=raycond2", "--camera-check=off", "-n", *SMALL)[0] == 0
+
+
+def test_refusals_of_data(tmp_path, camera_zip):
+    base = [f"--outdir={tmp_path / 'runs'}", "--cfg=raycond2", *SMALL]
+    refused(*base, "--data=nowhere.zip", says=["nowhere.zip"])
+    cut = tmp_path / "cut.zip"
+    cut.write_bytes(Path(camera_zip).read_bytes()[:5000])
+    refused(*base, f"--data={cut}", says=["cut.zip"])
+    refused(*base, "--data", write_dataset(tmp_path / "odd.zip", camera_labels(8), size=20), says=["odd.zip", "20"])
+    refused(*base, "--data", write_dataset(tmp_path / "some.zip", [*camera_labels(7), None]), says=["some.zip", "label"])
+    refused(*base, "--data", write_dataset(tmp_path / "short.zip", [label[:24] for label in camera_labels(8)]), says=["25"])
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,64 @@
+// What all upfirdn2d variants share: arguments, taps, and which inputs an output needs.
+//
+// Along one axis, output o is the sum over taps k of  tap[k] * stuffed[o * down + k - pad],  where stuffed[i * up] = x[i] and all
+// other samples are zero. For outputs from `o` on, `first` is the first input that can matter and `phase` the tap that meets it:
+// relative output r and tap k use input first + i exactly where  r * down + k == phase + i * up.
+#pragma once
+
+#include "scalar.cuh"
+
+namespace raycond {
+
+// Filled by upfirdn2d/native.py: keep the two in step. Tensors are [N, C, H, W] with any strides (in elements).
+struct UpfirdnArgs {
+    const void*  x;
+    const float* f;             // [fh, fw] or, separable, [fw]; contiguous
+    void*        y;
+    int64_t      x_stride[4];
+    int64_t      y_stride[4];
+    double       gain;
+    int32_t      n, c, ih, iw, oh, ow;
+    int32_t      up_x, up_y, down_x, down_y, pad_x, pad_y;      // pads before the first sample; those behind it follow from oh, ow
+    int32_t      fh, fw;
+    int32_t      flip;          // 0: convolution.
+    int32_t      separable;
+    int32_t      dtype;
+    int32_t      device;
+};
+
+template <class S> RC_HD S tap_2d(const UpfirdnArgs& a, int ky, int kx) {
+    if (!a.flip) { ky = a.fh - 1 - ky; kx = a.fw - 1 - kx; }
+    return (S)a.f[ky * a.fw + kx] * (S)a.gain;
+}
+
+template <class S> RC_HD S tap_1d(const UpfirdnArgs& a, int k) { return (S)a.f[a.flip ? k : a.fw - 1 - k]; }
+
+struct Reach { int first, phase; };
+
+RC_HD Reach reach_of(int o, int up, int down, int pad) {
+    const int start = o * down - pad;                   // position in the stuffed signal
+    Reach r;
+    r.first = -floor_div(-start, up);                   // rounded up
+    r.phase = r.first * up - start;
+    return r;
+}
+
+// Does tap k of relative output r use input i? All known to the compiler in unrolled loops.
+RC_HD bool meets(int r, int k, int i, int up, int down, int phase) { return r * down + k == phase + i * up; }
+
+// Inputs that `outputs` neighbours need at most.
+constexpr int inputs_for(int outputs, int taps, int up, int down) { return ((outputs - 1) * down + taps - 1) / up + 1; }
+
+constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+
+template <class T> RC_HD const T* pixel(const UpfirdnArgs& a, int n, int c) {
+    return static_cast<const T*>(a.x) + n * a.x_stride[0] + c * a.x_stride[1];
+}
+
+template <class T> RC_HD T* pixel_out(const UpfirdnArgs& a, int n, int c) {
+    return static_cast<T*>(a.y) + n * a.y_stride[0] + c * a.y_stride[1];
+}
+
+const int kThreads = 128;
+
+}  // namespace raycond
