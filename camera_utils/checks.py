@@ -16,10 +16,11 @@ ROTATION_TOLERANCE = 1e-2                # largest entry of R R^T - 1; rounded l
 MAX_PRINCIPAL_POINT = 2.0                # [image sizes]: beyond it the number is taken for pixels
 MAX_FOCAL = 50.0                         # [image sizes]: a field of view of about one degree
 
-MIN_CAMERAS = 4                          # for judgements from geometry
+MIN_CAMERAS = 8                          # for judgements from geometry
 MIN_SPREAD = 1e-3                        # mean squared sine of the axes about their closest common direction (1.8 degrees)
-MAX_REMOTENESS = 4.0                     # [camera distances]: where axes may meet before the inverse matrices are preferred
-MAX_MISS_DEG = 5.0                       # median angle by which axes that "meet" may miss the point
+MAX_REMOTENESS = 4.0                     # [camera distances]: the furthest from the world origin that axes are expected to meet
+MAX_MISS_DEG = 5.0                       # median angle by which axes that "meet" may miss the point,
+MAX_MISS_SHARE = 0.25                    # ... and, where a mistake is to be told from it, its share of the spread of the axes
 LABEL_FORM = "cam2world (4 x 4), then intrinsics (3 x 3), row by row"
 OVERRIDE = "if the cameras are meant so, --camera-check=off skips this judgement"
 
@@ -33,7 +34,7 @@ def check_camera_labels(
     """Raises UserError (one line: image, value, remedy) for labels that are no OpenCV cam2world with normalised intrinsics.
 
     The values of each label are always checked. From the geometry of the whole set two mistakes are told, world-to-camera
-    matrices and OpenGL axes, where the set allows it: at least four cameras whose axes meet in a point and differ by some
+    matrices and OpenGL axes, where the set allows it: eight cameras or more whose axes meet in a point and differ by some
     degrees. Returns remarks worth a line in a log, often none.
     """
     labels = np.asarray(labels)
@@ -123,10 +124,16 @@ class _Gaze:
     """How the viewing axes of a set of poses lie."""
 
     meets: bool                          # the axes pass through one point and differ in direction
-    facing: bool                         # ... and most cameras have it in front of them
+    clearly: bool                        # ... and that by far more than they miss the point: no accident of noise
+    facing: bool                         # most cameras have the point in front of them
     remoteness: float                    # distance of that point from the world origin, in camera distances
     point: np.ndarray                    # [3]
     distance: float                      # median distance of the cameras from the point
+
+    @property
+    def is_likely(self) -> bool:
+        """Is this how cameras around a scene stand?"""
+        return self.meets and self.remoteness < MAX_REMOTENESS
 
 
 def _judge_geometry(labels: np.ndarray, names: _Names, allow_outward: bool) -> list[str]:
@@ -138,13 +145,12 @@ def _judge_geometry(labels: np.ndarray, names: _Names, allow_outward: bool) -> l
     inverse = _gaze(inverse_pose)
     # If the axes meet on the world's z axis, as FFHQ's do, so do those of the inverse matrices, and the two values of
     # `remoteness` are reciprocal. The set in which the cameras stand around the world origin is then the likelier one.
-    sensible = as_given.meets and as_given.remoteness < MAX_REMOTENESS
-    if not sensible and inverse.meets:
+    if not as_given.is_likely and inverse.is_likely and inverse.clearly:
         axes = " with OpenGL axes" if not inverse.facing and _y_axes_point_up(inverse_pose) else ""
         raise UserError(f"{names.all}: the camera matrices look like world-to-camera{axes}: inverted, their viewing axes meet near "
                         f"{_numbers(inverse.point)}, {inverse.distance:.3g} away from the cameras, and as given they do not; "
                         f"store the inverse matrices; {OVERRIDE}")
-    if as_given.meets and not as_given.facing:
+    if as_given.clearly and not as_given.facing:
         if not allow_outward and _y_axes_point_up(pose):
             raise UserError(f"{names.all}: the camera matrices look like OpenGL axes (y up, z backward): the cameras look away from "
                             f"{_numbers(as_given.point)}, where their axes meet, and their y axes point up; "
@@ -160,9 +166,10 @@ def _gaze(pose: np.ndarray) -> _Gaze:
     distance = np.linalg.norm(offset, axis=1)
     typical = float(np.median(distance))
     cosine = (offset * forward).sum(axis=1) / np.maximum(distance, 1e-12)
-    miss_deg = np.degrees(np.arccos(np.clip(np.abs(cosine), 0, 1)))
-    meets = spread > MIN_SPREAD and float(np.median(miss_deg)) < MAX_MISS_DEG
-    return _Gaze(bool(meets), bool(np.median(cosine) > 0), float(np.linalg.norm(point)) / max(typical, 1e-12), point, typical)
+    miss_deg = float(np.median(np.degrees(np.arccos(np.clip(np.abs(cosine), 0, 1)))))
+    meets = spread > MIN_SPREAD and miss_deg < MAX_MISS_DEG
+    clearly = meets and miss_deg < MAX_MISS_SHARE * np.degrees(np.sqrt(spread))
+    return _Gaze(bool(meets), bool(clearly), bool(np.median(cosine) > 0), float(np.linalg.norm(point)) / max(typical, 1e-12), point, typical)
 
 
 def closest_point_to_axes(origin: np.ndarray, forward: np.ndarray) -> tuple[np.ndarray, float]:

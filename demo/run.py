@@ -24,7 +24,7 @@ from training.snapshots import to_uint8
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HEADS = os.path.join(ROOT, "checkpoints", "raycond2-heads-32x32.pkl")
 BATCH = 16                          # of the preset raycond2-tiny
-STEPS_PER_PROBE = 2.0               # a training step, lazy regularisation included, takes this many times as long as `seconds_per_pass`
+STEPS_PER_PROBE = 2.5               # a training step, lazy regularisation included, takes this many times as long as `seconds_per_pass`
 ENLARGE = 4                         # pictures of 32 pixels are small on a screen
 GIF_SEEDS, GIF_COLUMNS = range(8), 4
 GIF_FRAMES, FRAME_MS = 48, 50
@@ -47,7 +47,8 @@ def main(seconds: float, kimg: float | None, scenes: int, seed: int, network: st
     data, runs, views = (os.path.join(outdir, name) for name in ("heads.zip", "training-runs", "views"))
 
     say(f"1. {scenes} heads that the network has not seen")
-    run("-m", "dataset_preprocessing.procedural.render", "--kind=heads", f"--scenes={scenes}", "--resolution=32", f"--seed={seed}", f"--dest={data}", "--force")
+    run("-m", "dataset_preprocessing.procedural.render", "--kind=heads", f"--scenes={scenes}", "--resolution=32", f"--seed={seed}",
+        f"--dest={data}", "--force")
 
     kimg = kimg or choose_kimg(network, seconds)
     say(f"2. Training on them for {kimg:g} kimg")

@@ -133,7 +133,8 @@ def open_url(url: str | os.PathLike, cache_dir: str | None = None, num_attempts:
 
 def _download(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str]:
     """Body and file name behind an http(s) address."""
-    import requests                                        # only downloads pay for this import
+    import requests  # only downloads pay for this import
+
     for attempt in range(num_attempts):
         try:
             if verbose:
@@ -145,7 +146,7 @@ def _download(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str]:
             return response.content, _response_name(response.headers.get("Content-Disposition", ""), url)
         except requests.RequestException as error:
             if attempt + 1 == num_attempts:
-                raise UserError(f"cannot download {url}: {error}; check the address and the network, or fetch it by hand and give its path") from error
+                raise UserError(f"cannot download {url}: {error}; check address and network, or fetch it by hand and give its path") from error
     raise AssertionError("unreachable")
 
 

@@ -179,6 +179,17 @@ def test_small_sets_pass(count):
         check_camera_labels(random.to_label().numpy())              # no error: nothing can be said of them
 
 
+def test_random_valid_sets_pass():
+    """Any pivot near the origin, part of the sphere, number of cameras and noise."""
+    for seed in range(1200):
+        rng = np.random.RandomState(seed)
+        count, noise = int(rng.choice([4, 5, 8, 20, 200])), rng.choice([0, 0.01, 0.05])
+        middle, half = rng.uniform((-np.pi, -1.2), (np.pi, 1.2)), rng.uniform((0.1, 0.02), (np.pi, 0.3))
+        (yaw, pitch), pivot = np.stack([middle - half, middle + half], axis=1), rng.randn(3) * rng.choice([0, 0.1, 0.3])
+        labels = noisy(valid(rng.choice(["heads", "cars"]), count, seed, yaw, pitch, pivot), seed, noise)
+        assert check_camera_labels(labels) == [], seed
+
+
 def test_equal_and_parallel_cameras_pass():
     one = valid("ffhq", count=1)
     assert check_camera_labels(np.repeat(one, 50, axis=0)) == []

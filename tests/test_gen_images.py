@@ -243,5 +243,5 @@ def test_the_command(files, tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path / "out")) == ["grid.png", *(f"seed000{s}-view0{v}.png" for s in (0, 1) for v in (0, 1))]
     assert "Wrote 4 images and grid.png to out." in done.stdout
-    help_text = subprocess.run([*command[:2], "--help"], capture_output=True, text=True, timeout=120).stdout
+    help_text = CliRunner().invoke(gen_images.main, ["--help"]).output
     assert "--yaw" in help_text and "python gen_images.py --network=network-snapshot-000100.pkl --seeds=0-7" in help_text

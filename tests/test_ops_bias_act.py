@@ -87,8 +87,7 @@ def test_derivative_formulas(act):
     assert activation_funcs[act].has_2nd_grad == bool(bend.abs().max() > 0)
 
 
-@pytest.mark.parametrize("act", ["linear", "lrelu", "swish", "softplus"])
-@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("act, memory_format", [("lrelu", "channels_last"), ("swish", "contiguous")])
 def test_registered_operators_opcheck(act, memory_format):
     x = features((2, 3, 4, 5), torch.float32).to(memory_format=FORMATS[memory_format]).requires_grad_()
     b = features((3,), torch.float32, seed=1).requires_grad_()
@@ -134,7 +133,8 @@ def test_low_precision(act, dtype):
 def test_shapes(path, shape, dim):
     x, b = features(shape).requires_grad_(), features((shape[dim],), seed=1).requires_grad_()
     y = PATHS[path](x, b, dim=dim, act="lrelu")
-    expected = torch.where(x.movedim(dim, -1) + b > 0, 1.0, 0.2) * (x.movedim(dim, -1) + b) * np.sqrt(2)
+    v = x.movedim(dim, -1) + b
+    expected = torch.maximum(v, v / 5) * np.sqrt(2)
     assert_close_rel(y, expected.movedim(-1, dim), 1e-10)
     dx, db = torch.autograd.grad(y.sum(), (x, b))
     assert dx.shape == x.shape and db.shape == b.shape

@@ -95,14 +95,13 @@ def test_definition_against_numpy():
 def test_registered_operator_gradients(setting, taps):
     """The formulas that the CUDA kernels run under, on the operator's CPU kernel."""
     f = asymmetric(FILTERS[taps])
-    x = image((1, 2, 6, 5)).requires_grad_()
+    x = image((1, 1, 7, 8)).requires_grad_()
     fn = lambda x: native.upfirdn2d(x, f, *SETTINGS[setting], False, 1.5)      # noqa: E731
     assert torch.autograd.gradcheck(fn, (x,))
-    assert torch.autograd.gradgradcheck(fn, (x,))
+    assert torch.autograd.gradgradcheck(fn, (x,), fast_mode=True)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("setting", ["same", "up2", "down2-crop", "per-axis"])
+@pytest.mark.parametrize("setting, memory_format", [("down2-crop", "contiguous"), ("up2", "channels_last")])
 def test_registered_operator_opcheck(setting, memory_format):
     x = image((2, 3, 9, 11), torch.float32, FORMATS[memory_format]).requires_grad_()
     up, down, padding = map(list, SETTINGS[setting])

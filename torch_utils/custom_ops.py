@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import os
@@ -31,6 +30,11 @@ from pathlib import Path
 import torch
 
 import dnnlib
+
+try:
+    import fcntl
+except ImportError:         # not a POSIX system: the rename alone keeps the cache whole
+    fcntl = None
 
 MODES = ("auto", "native", "reference")
 NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden", "-cudart", "static")
@@ -218,10 +222,9 @@ def _compiler_versions(*compilers: str) -> tuple[str, ...]:
 def _locked(file: Path) -> Iterator[None]:
     """Holds `file` exclusively. The system lets go when the process ends in whatever way, so there is no stale lock."""
     with open(file, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            pass                                        # no locks on this file system: several may build, the rename keeps that safe
+        if fcntl is not None:
+            with contextlib.suppress(OSError):          # no locks on this file system: several may build, the rename keeps that safe
+                fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

@@ -151,7 +151,8 @@ def _backward_grad2(ctx: Any, _: torch.Tensor) -> tuple:
 
 
 def _sum_to_bias(dx: torch.Tensor, dim: int) -> torch.Tensor:
-    return dx.sum([i for i in range(dx.ndim) if i != dim])
+    others = [i for i in range(dx.ndim) if i != dim]
+    return dx.sum(others) if others else dx.clone()         # an empty list would mean all dimensions
 
 
 _SETTINGS = "int dim, str act, float alpha, float gain, float clamp"
