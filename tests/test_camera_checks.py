@@ -96,7 +96,7 @@ def test_rounded_labels_pass():
 # --- geometry: mistakes
 
 SETS = {
-    "heads": dict(name="heads"), "ffhq": dict(name="ffhq"), "cars": dict(name="cars"), "few": dict(name="ffhq", count=6),
+    "heads": dict(name="heads"), "ffhq": dict(name="ffhq"), "cars": dict(name="cars"), "few": dict(name="ffhq", count=10),
     "around": dict(name="heads", yaw=(-np.pi, np.pi), pitch=(-1.2, 1.2)), "from the side": dict(name="heads", yaw=(0.9, 1.6)),
     "one latitude": dict(name="cars", pitch=(0.5, 0.5)), "off-centre": dict(name="cars", pivot=(0.1, -0.15, 0.1)),
 }
@@ -170,9 +170,9 @@ def test_valid_sets_pass(key, seed):
         assert check_camera_labels(noisy(labels, seed, angle)) == []
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 12])
 def test_small_sets_pass(count):
-    for seed in range(100):
+    for seed in range(40):
         for name in ("ffhq", "cars"):
             assert check_camera_labels(valid(name, count=count, seed=seed)) == []
         random = random_camera(count, seed=seed, dtype=torch.float32)
@@ -181,13 +181,21 @@ def test_small_sets_pass(count):
 
 def test_random_valid_sets_pass():
     """Any pivot near the origin, part of the sphere, number of cameras and noise."""
-    for seed in range(1200):
+    for seed in range(250):
         rng = np.random.RandomState(seed)
         count, noise = int(rng.choice([4, 5, 8, 20, 200])), rng.choice([0, 0.01, 0.05])
         middle, half = rng.uniform((-np.pi, -1.2), (np.pi, 1.2)), rng.uniform((0.1, 0.02), (np.pi, 0.3))
         (yaw, pitch), pivot = np.stack([middle - half, middle + half], axis=1), rng.randn(3) * rng.choice([0, 0.1, 0.3])
         labels = noisy(valid(rng.choice(["heads", "cars"]), count, seed, yaw, pitch, pivot), seed, noise)
         assert check_camera_labels(labels) == [], seed
+
+
+@pytest.mark.parametrize("count", [5, 8, 12])
+def test_narrow_shaken_sets_pass(count):
+    """Axes that differ little more than they are wrong meet anywhere: nothing follows from where."""
+    for seed in [64, 73, 91, 190, 257, 482, *range(100)]:
+        labels = valid("cars", count, seed, yaw=(-0.3, 0.3), pitch=(0.2, 0.3))
+        assert check_camera_labels(noisy(labels, seed, 0.05)) == [], seed
 
 
 def test_equal_and_parallel_cameras_pass():

@@ -25,7 +25,7 @@ def setup_filter(
     separable:      bool | None = None,                         # Keep [n] one-dimensional? None: from 8 taps on.
 ) -> torch.Tensor:                                              # [n] (separable) or [height, width], float32.
     """The filter in the form that the functions here take."""
-    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=device)
     assert f.ndim <= 2 and f.numel() > 0, f"filter of shape {list(f.shape)}, expected a number, [n] or [height, width]"
     f = f.reshape(1) if f.ndim == 0 else f
     if separable is None:
@@ -37,7 +37,7 @@ def setup_filter(
         f = f / f.sum()
     if flip_filter:
         f = f.flip(list(range(f.ndim)))
-    return (f * gain ** (f.ndim / 2)).to(device=device)         # each of two passes carries the root of the gain
+    return f * gain ** (f.ndim / 2)                             # each of two passes carries the root of the gain
 
 
 def upfirdn2d(
