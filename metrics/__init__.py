@@ -1,0 +1,1 @@
+"""Metrics of generators. None is built yet: train.py says so where --metrics names one."""
