@@ -77,7 +77,7 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
 @click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
-@click.option("--dcond",        help="How D learns the camera", type=click.Choice(["pose", "rays", "both"]), default="pose")
+@click.option("--dcond",        help="How D learns the camera  [default: pose; raycond2-tiny: both]", type=click.Choice(["pose", "rays", "both"]))
 @click.option("--ray-init",     help="New ray weights of a network resumed without rays", type=click.Choice(["zero", "random"]), default="zero")
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
               type=click.Choice(["strict", "off"]), default="strict")
@@ -171,7 +171,8 @@ def describe_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str])
             ("Training duration", f"{config.total_kimg:g} kimg"), ("Dataset path", info.kwargs["path"]), ("Dataset size", f"{info.num_images} images"),
             ("Dataset resolution", info.resolution), ("Dataset channels", info.num_channels),
             ("Dataset labels", "cameras" if info.has_camera_labels else info.label_dim or "none"), ("Dataset x-flips", info.kwargs["xflip"])]
-    lines = ["", "Training options:", json.dumps(config, indent=2), "", *(f"{name + ':':<20}{value}" for name, value in rows), *(f"Note: {note}" for note in notes)]
+    lines = ["", "Training options:", json.dumps(config, indent=2), "", *(f"{name + ':':<20}{value}" for name, value in rows)]
+    lines += [f"Note: {note}" for note in notes]
     return "\n".join(lines) + "\n"
 
 

@@ -17,10 +17,9 @@ MAX_PRINCIPAL_POINT = 2.0                # [image sizes]: beyond it the number i
 MAX_FOCAL = 50.0                         # [image sizes]: a field of view of about one degree
 
 MIN_CAMERAS = 8                          # for judgements from geometry
-MIN_SPREAD = 1e-3                        # mean squared sine of the axes about their closest common direction (1.8 degrees)
+MAX_MISS_DEG = 5.0                       # median angle by which axes that meet in a point may miss it
+MAX_MISS_SHARE = 0.25                    # the same as a share of the spread of the axes, where a mistake is to be told from it
 MAX_REMOTENESS = 4.0                     # [camera distances]: the furthest from the world origin that axes are expected to meet
-MAX_MISS_DEG = 5.0                       # median angle by which axes that "meet" may miss the point,
-MAX_MISS_SHARE = 0.25                    # ... and, where a mistake is to be told from it, its share of the spread of the axes
 LABEL_FORM = "cam2world (4 x 4), then intrinsics (3 x 3), row by row"
 OVERRIDE = "if the cameras are meant so, --camera-check=off skips this judgement"
 
@@ -123,17 +122,21 @@ def _check_intrinsics(lens: np.ndarray, names: Sequence[str]) -> None:
 class _Gaze:
     """How the viewing axes of a set of poses lie."""
 
-    meets: bool                          # the axes pass through one point and differ in direction
-    clearly: bool                        # ... and that by far more than they miss the point: no accident of noise
+    point: np.ndarray                    # [3], nearest to all axes
+    miss_deg: float                      # median angle by which they miss it
+    spread_deg: float                    # root mean square of their angles (as sines) to their mean direction
     facing: bool                         # most cameras have the point in front of them
-    remoteness: float                    # distance of that point from the world origin, in camera distances
-    point: np.ndarray                    # [3]
     distance: float                      # median distance of the cameras from the point
 
     @property
     def is_likely(self) -> bool:
-        """Is this how cameras around a scene stand?"""
-        return self.meets and self.remoteness < MAX_REMOTENESS
+        """Do the cameras stand around a scene near the world origin?"""
+        return self.miss_deg < MAX_MISS_DEG and bool(np.linalg.norm(self.point) < MAX_REMOTENESS * self.distance)
+
+    @property
+    def is_clear(self) -> bool:
+        """Do the axes meet more precisely than noise can make them?"""
+        return self.miss_deg < MAX_MISS_SHARE * self.spread_deg
 
 
 def _judge_geometry(labels: np.ndarray, names: _Names, allow_outward: bool) -> list[str]:
@@ -143,14 +146,14 @@ def _judge_geometry(labels: np.ndarray, names: _Names, allow_outward: bool) -> l
     as_given = _gaze(pose)
     inverse_pose = _inverse(pose)
     inverse = _gaze(inverse_pose)
-    # If the axes meet on the world's z axis, as FFHQ's do, so do those of the inverse matrices, and the two values of
-    # `remoteness` are reciprocal. The set in which the cameras stand around the world origin is then the likelier one.
-    if not as_given.is_likely and inverse.is_likely and inverse.clearly:
+    # If the axes meet on the world's z axis, as FFHQ's do, so do those of the inverse matrices. Of the two sets, the one in
+    # which the cameras stand around the world origin is the likelier.
+    if not as_given.is_likely and inverse.is_clear:
         axes = " with OpenGL axes" if not inverse.facing and _y_axes_point_up(inverse_pose) else ""
         raise UserError(f"{names.all}: the camera matrices look like world-to-camera{axes}: inverted, their viewing axes meet near "
                         f"{_numbers(inverse.point)}, {inverse.distance:.3g} away from the cameras, and as given they do not; "
                         f"store the inverse matrices; {OVERRIDE}")
-    if as_given.clearly and not as_given.facing:
+    if as_given.is_clear and not as_given.facing:
         if not allow_outward and _y_axes_point_up(pose):
             raise UserError(f"{names.all}: the camera matrices look like OpenGL axes (y up, z backward): the cameras look away from "
                             f"{_numbers(as_given.point)}, where their axes meet, and their y axes point up; "
@@ -164,12 +167,9 @@ def _gaze(pose: np.ndarray) -> _Gaze:
     point, spread = closest_point_to_axes(origin, forward)
     offset = point - origin
     distance = np.linalg.norm(offset, axis=1)
-    typical = float(np.median(distance))
     cosine = (offset * forward).sum(axis=1) / np.maximum(distance, 1e-12)
-    miss_deg = float(np.median(np.degrees(np.arccos(np.clip(np.abs(cosine), 0, 1)))))
-    meets = spread > MIN_SPREAD and miss_deg < MAX_MISS_DEG
-    clearly = meets and miss_deg < MAX_MISS_SHARE * np.degrees(np.sqrt(spread))
-    return _Gaze(bool(meets), bool(clearly), bool(np.median(cosine) > 0), float(np.linalg.norm(point)) / max(typical, 1e-12), point, typical)
+    miss_deg = np.degrees(np.arccos(np.clip(np.abs(cosine), 0, 1)))
+    return _Gaze(point, float(np.median(miss_deg)), float(np.degrees(np.sqrt(max(spread, 0)))), bool(np.median(cosine) > 0), float(np.median(distance)))
 
 
 def closest_point_to_axes(origin: np.ndarray, forward: np.ndarray) -> tuple[np.ndarray, float]:

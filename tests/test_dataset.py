@@ -527,11 +527,12 @@ def test_bad_cameras_are_named_with_data_set_and_image(tmp_path):
 
 
 def test_geometry_is_judged_unless_that_is_switched_off(tmp_path):
-    yaw = torch.tensor([-0.3, 0.1, 0.2, 0.4])
-    opengl = Camera.look_at(yaw, torch.tensor([0.1, -0.2, 0.0, 0.2]), radius=2.7, focal=4.2647).to_label().numpy()
+    angles = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    opengl = Camera.look_at(angles[0], angles[1], radius=2.7, focal=4.2647).to_label().numpy()
     opengl[:, [1, 2, 5, 6, 9, 10]] *= -1                    # y up, z backward
-    data = labelled(tmp_path, opengl.tolist())
-    assert "OpenGL" in refusal(data.check_cameras) and str(tmp_path / "a.zip") in refusal(data.check_cameras)
+    data = labelled(tmp_path, opengl.tolist(), count=16)
+    message = refusal(data.check_cameras)
+    assert "OpenGL" in message and str(tmp_path / "a.zip") in message
     data.check_cameras(allow_geometry=True)
 
 

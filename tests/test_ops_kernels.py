@@ -25,10 +25,11 @@ from torch_utils.ops.upfirdn2d import reference as upfirdn2d_reference
 CXX = shutil.which("g++") or shutil.which("clang++")
 TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 2e-2, torch.float32: 3e-6, torch.float64: 1e-12}     # of the largest value
 TWINS = {"host compiler": (torch.float32, torch.float64), "nvcc": (torch.float16, torch.bfloat16)}
+TILED = ((1, 1), (2, 1), (1, 2))        # factors that have variants of their own
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=["host compiler", pytest.param("nvcc", marks=pytest.mark.slow)])
 def twin(request, tmp_path_factory):
     """(library of an op, dtypes it knows): half precision exists for nvcc alone."""
     compiler = [CXX] if request.param == "host compiler" else ([shutil.which("nvcc"), "-x", "cu"] if shutil.which("nvcc") else [None])
@@ -70,7 +71,7 @@ def test_upfirdn2d_kernels(twin, up, down):
             f = torch.from_numpy(rng.uniform(-1, 1, taps).astype(np.float32))
             fh, fw = taps[0], taps[-1]
             for memory_format in FORMATS:
-                for shape in ((2, 8, 9, 13), (1, 16, 33, 65), (1, 3, 70, 67), (1, 24, 17, 5)):
+                for shape in ((2, 8, 9, 13), (1, 8, 33, 65), (1, 2, 70, 67), (1, 24, 17, 5))[:4 if (up[0], down[0]) in TILED else 1]:
                     padding = (pick.randint(-2, fw), pick.randint(0, fw), pick.randint(-2, fh), pick.randint(0, fh))
                     if any(shape[3 - i] * up[i] + sum(padding[2 * i:2 * i + 2]) < (fw, fh)[i] for i in range(2)):
                         continue
@@ -80,7 +81,7 @@ def test_upfirdn2d_kernels(twin, up, down):
                     y = upfirdn2d_native.run(library("upfirdn2d"), x, f, *settings)
                     assert_near(y, expected, dtype, f"{dtype} {taps} {shape} {memory_format} {settings}")
                     ran += 1
-    assert ran > 50
+    assert ran > 15
 
 
 def test_upfirdn2d_kernels_on_odd_inputs(twin):
@@ -136,8 +137,7 @@ def test_bias_act_kernels_on_odd_inputs(twin):
 # ---------------------------------------------------------------------------------------------------------------------
 # The operators under fake tensors and torch.compile.
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("memory_format, dtype", [(torch.contiguous_format, torch.float32), (torch.channels_last, torch.float16)])
 def test_fake_cuda_tensors_take_the_native_operators(monkeypatch, memory_format, dtype):
     monkeypatch.setattr(custom_ops, "path", lambda op, device_type: "native" if device_type == "cuda" else "plain")
     with FakeTensorMode():

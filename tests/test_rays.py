@@ -160,6 +160,13 @@ def test_a_longer_lens_sees_less():
     assert ffhq.max() == pytest.approx(9.4, abs=0.05)                                               # half the diagonal field of view
 
 
+def test_published_rays_leave_the_frustum():
+    """The numbers of docs/conventions.md and of the design."""
+    camera = camera_for("ffhq", 0, 0, dtype=torch.float64)
+    off_axis = torch.rad2deg(torch.arccos(-ray_map(camera.to_label(), 512, 512, "published")[0, 2]))
+    assert (off_axis > 80).double().mean().item() == pytest.approx(0.998, abs=5e-4)
+
+
 def test_mirrored_rays_are_reflected_rays():
     camera = random_camera()
     rays = ray_map(camera.to_label(), 4, 6)

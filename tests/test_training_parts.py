@@ -20,7 +20,6 @@ from training.presets import PRESETS, lookup
 from training.snapshots import grid_size, to_uint8
 from training.status import Status, read_stats
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # EMA
 

@@ -37,7 +37,7 @@ except ImportError:         # not a POSIX system: the rename alone keeps the cac
     fcntl = None
 
 MODES = ("auto", "native", "reference")
-NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden", "-cudart", "static")
+NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden", "-cudart", "static", "--threads", "0")
 BUILD_TIMEOUT_S = 900
 
 verbosity = "brief"     # 'none': silent. 'brief': a line per fallback. 'full': builds too, with the compiler's output.

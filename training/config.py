@@ -32,7 +32,7 @@ class Options:
     ray_init: str               = "zero"
     freezed: int                = 0
     rays: str | None            = None
-    dcond: str                  = "pose"
+    dcond: str | None           = None
     p: float                    = 0.2
     target: float               = 0.6
     batch_gpu: int | None       = None
@@ -95,6 +95,10 @@ def preset_of(options: Options) -> Preset:
     return preset
 
 
+def dcond_of(options: Options, preset: Preset) -> str:
+    return preset.dcond if options.dcond is None else options.dcond
+
+
 def wants_labels(options: Options, preset: Preset) -> bool:
     """Are labels read at all? A network with rays always needs them."""
     if preset.rays and options.cond is False:
@@ -154,9 +158,10 @@ def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[st
                         "in dataset.json; see docs/conventions.md, or use --cfg=stylegan2")
     if preset.rays and options.cond is None:
         notes.append("Labels of 25 numbers are cameras: --cond=1 is implied.")
-    if options.dcond != "pose" and not data.has_camera_labels:
-        raise UserError(f"--dcond={options.dcond}: rays in the discriminator need camera labels (--cond=1 and 25 numbers per image)")
-    if options.rays is not None and not preset.rays and options.dcond == "pose":
+    dcond = dcond_of(options, preset)
+    if dcond != "pose" and not data.has_camera_labels:
+        raise UserError(f"--dcond={dcond}: rays in the discriminator need camera labels (--cond=1 and 25 numbers per image)")
+    if options.rays is not None and not preset.rays and dcond == "pose":
         raise UserError(f"--rays={options.rays}: --cfg={options.cfg} has no rays; use --cfg=raycond2 or leave --rays out")
 
 
@@ -196,8 +201,8 @@ def _network_kwargs(options: Options, preset: Preset, data: DataInfo) -> tuple[E
                  mapping_kwargs={}, epilogue_kwargs=dict(mbstd_group_size=options.mbstd_group))
     if preset.rays:
         G.rays = rays
-    if options.dcond != "pose":
-        D.update(dcond=options.dcond, rays=rays)
+    if (dcond := dcond_of(options, preset)) != "pose":
+        D.update(dcond=dcond, rays=rays)
     if options.bf16:
         G.half_dtype = "bf16"
         D.block_kwargs["half_dtype"] = "bf16"

@@ -45,7 +45,8 @@ class Status:
         self._stats = open(os.path.join(run_dir, "stats.jsonl"), "a", encoding="utf-8") if self.writes else None
         self._events = _tensorboard_writer(run_dir) if self.writes else None
         screen = _screen()
-        self._bar = tqdm(total=round(self.total_nimg / 1000, 1), initial=cur_nimg / 1000, unit="kimg", file=screen, disable=not (self.writes and screen.isatty()),
+        self._bar = tqdm(total=round(self.total_nimg / 1000, 1), initial=cur_nimg / 1000, unit="kimg", file=screen,
+                         disable=not (self.writes and screen.isatty()),
                          bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}{postfix}]", leave=False)
 
     @property

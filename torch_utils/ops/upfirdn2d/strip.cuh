@@ -55,10 +55,10 @@ private:
                 }
             }
             RC_UNROLL
-            for (int r = 0; r < RY; r++)
-                RC_UNROLL
-                for (int ky = 0; ky < K; ky++)
-                    if (meets(r, ky, i, UP, DOWN, QY)) add(in, tap[ky], sum[r]);
+            for (int r = 0; r < RY; r++) {
+                const int ky = tap_between(r, i, UP, DOWN, QY);
+                if (ky >= 0 && ky < K) add(in, tap[ky], sum[r]);
+            }
         }
         T* to = pixel_out<T>(a, n, c) + ox * a.y_stride[3];
         RC_UNROLL

@@ -116,10 +116,10 @@ private:
             S in[NW];
             window<S, NW, UNIT>(from + i * PITCH, in);
             RC_UNROLL
-            for (int r = 0; r < RY; r++)
-                RC_UNROLL
-                for (int ky = 0; ky < K; ky++)
-                    if (meets(r, ky, i, UP, DOWN, QY)) add_row<QX>(in, tap[ky], sum[r]);
+            for (int r = 0; r < RY; r++) {
+                const int ky = tap_between(r, i, UP, DOWN, QY);
+                if (ky >= 0 && ky < K) add_row<QX>(in, tap[ky], sum[r]);
+            }
         }
         RC_UNROLL
         for (int r = 0; r < RY; r++)
@@ -130,8 +130,10 @@ private:
         RC_UNROLL
         for (int c = 0; c < CX; c++)
             RC_UNROLL
-            for (int kx = 0; kx < K; kx++)
-                if ((c * DOWN + kx - QX) % UP == 0 && c * DOWN + kx >= QX) sum[c] += tap[kx] * in[(c * DOWN + kx - QX) / UP];
+            for (int i = 0; i < NW; i++) {
+                const int kx = tap_between(c, i, UP, DOWN, QX);
+                if (kx >= 0 && kx < K) sum[c] += tap[kx] * in[i];
+            }
     }
 };
 
@@ -178,8 +180,10 @@ private:
             RC_UNROLL
             for (int c = 0; c < CX; c++)
                 RC_UNROLL
-                for (int k = 0; k < K; k++)
-                    if ((c * DOWN + k - Q) % UP == 0 && c * DOWN + k >= Q) sum.v[c] += tap[k] * in[(c * DOWN + k - Q) / UP];
+                for (int i = 0; i < NW; i++) {
+                    const int k = tap_between(c, i, UP, DOWN, Q);
+                    if (k >= 0 && k < K) sum.v[c] += tap[k] * in[i];
+                }
             *reinterpret_cast<Vec<S, CX>*>(tile + IH * PITCH + row * TW + col) = sum;
         }
     }
@@ -196,10 +200,10 @@ private:
             for (int i = 0; i < NR; i++) {
                 const S in = rows[(row * DOWN / UP + i) * TW + col];
                 RC_UNROLL
-                for (int r = 0; r < RY; r++)
-                    RC_UNROLL
-                    for (int k = 0; k < K; k++)
-                        if (meets(r, k, i, UP, DOWN, Q)) sum[r] += tap[k] * in;
+                for (int r = 0; r < RY; r++) {
+                    const int k = tap_between(r, i, UP, DOWN, Q);
+                    if (k >= 0 && k < K) sum[r] += tap[k] * in;
+                }
             }
             RC_UNROLL
             for (int r = 0; r < RY; r++)

@@ -43,8 +43,8 @@ RC_HD Reach reach_of(int o, int up, int down, int pad) {
     return r;
 }
 
-// Does tap k of relative output r use input i? All known to the compiler in unrolled loops.
-RC_HD bool meets(int r, int k, int i, int up, int down, int phase) { return r * down + k == phase + i * up; }
+// The tap by which relative output r uses input first + i, if it lies in 0 .. taps - 1. A constant in unrolled loops.
+RC_HD constexpr int tap_between(int r, int i, int up, int down, int phase) { return phase + i * up - r * down; }
 
 // Inputs that `outputs` neighbours need at most.
 constexpr int inputs_for(int outputs, int taps, int up, int down) { return ((outputs - 1) * down + taps - 1) / up + 1; }
