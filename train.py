@@ -114,7 +114,7 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
     plan = cfg.build_config(options, preset, info)
     notes = list(dataset.notes) + plan.notes
     if info.has_camera_labels:
-        dataset.check_cameras(allow_geometry=camera_check == "off")
+        notes += dataset.check_cameras(allow_geometry=camera_check == "off")
     config = plan.config
     config.data_loader_kwargs["pin_memory"] = device == "cuda"
     if config.resume_pkl is not None:
