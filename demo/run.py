@@ -25,6 +25,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HEADS = os.path.join(ROOT, "checkpoints", "raycond2-heads-32x32.pkl")
 BATCH = 16                          # of the preset raycond2-tiny
 STEPS_PER_PROBE = 2.5               # a training step, lazy regularisation included, takes this many times as long as `seconds_per_pass`
+PASSIVE_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}       # as in the Makefile
 ENLARGE = 4                         # pictures of 32 pixels are small on a screen
 GIF_SEEDS, GIF_COLUMNS = range(8), 4
 GIF_FRAMES, FRAME_MS = 48, 50
@@ -77,7 +78,7 @@ def say(text: str) -> None:
 def run(*command: str) -> None:
     """Runs a script or module of the project in a process of its own, and says how."""
     print("$ python " + shlex.join(command), flush=True)
-    result = subprocess.run([sys.executable, *command], cwd=ROOT)
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, env=dict(PASSIVE_WAIT, **os.environ))
     if result.returncode != 0:
         raise UserError(f"python {shlex.join(command)} ended with exit code {result.returncode}; its message stands above")
 

@@ -81,7 +81,8 @@ class DiscriminatorBlock(nn.Module):
         device = (img if x is None else x).device
         half = self.use_fp16 and not force_fp32 and device.type == "cuda"
         dtype = HALF_DTYPES[self.half_dtype] if half else torch.float32
-        memory_format = torch.channels_last if self.channels_last and not force_fp32 else torch.contiguous_format
+        channels_last = device.type == "cpu" or (self.channels_last and not force_fp32)     # CPUs convolve faster so
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=memory_format)

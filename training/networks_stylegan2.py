@@ -37,9 +37,6 @@ __all__ = [
     "upfirdn2d",
 ]
 
-# A CPU convolves large maps faster with channels innermost; below this many pixels the conversion costs more than it gains.
-CPU_CHANNELS_LAST_FROM = 64
-
 
 @persistence.persistent_class
 class SynthesisLayer(nn.Module):
@@ -211,12 +208,9 @@ class SynthesisBlock(nn.Module):
         return x, img
 
     def _numerics(self, device: torch.device, force_fp32: bool) -> tuple[torch.dtype, torch.memory_format]:
-        """Half precision is for GPUs; elsewhere all is float32."""
+        """Half precision is for GPUs; elsewhere all is float32. CPUs convolve faster with channels innermost."""
         half = self.use_fp16 and not force_fp32 and device.type == "cuda"
-        if device.type == "cpu":
-            channels_last = self.resolution >= CPU_CHANNELS_LAST_FROM
-        else:
-            channels_last = self.channels_last and not force_fp32
+        channels_last = device.type == "cpu" or (self.channels_last and not force_fp32)
         return HALF_DTYPES[self.half_dtype] if half else torch.float32, torch.channels_last if channels_last else torch.contiguous_format
 
     def extra_repr(self) -> str:
