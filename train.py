@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -97,7 +98,7 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=click.FloatRange(min=0, min_open=True))
 @click.option("--tick",         help="Thousands of images between status lines", type=click.FloatRange(min=0, min_open=True), default=4)
 @click.option("--snap",         help="Ticks between snapshots", type=POSITIVE, default=100)
-@click.option("--seed",         help="Random seed", type=click.IntRange(min=0), default=0)
+@click.option("--seed",         help="Random seed", type=click.IntRange(0, 2**32 - 1), default=0)
 @click.option("--fp32",         help="Full precision everywhere", type=bool, default=False, metavar="BOOL")
 @click.option("--bf16",         help="bfloat16 where float16 is the rule", type=bool, default=False, metavar="BOOL")
 @click.option("--nobench",      help="No search for the fastest cuDNN algorithms", type=bool, default=False, metavar="BOOL")
@@ -106,6 +107,7 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("-n", "--dry-run", help="Print the options and stop", is_flag=True)
 def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> None:
     """Train a GAN from scratch or from an existing network."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
     options = cfg.apply_recipe(cfg.Options(**kwargs))
     preset = cfg.preset_of(options)
     device = choose_device(device, options.gpus)
@@ -116,9 +118,10 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
     if info.has_camera_labels:
         notes += dataset.check_cameras(allow_geometry=camera_check == "off")
     config = plan.config
+    config.device = device
     config.data_loader_kwargs["pin_memory"] = device == "cuda"
     if config.resume_pkl is not None:
-        notes += cfg.keep_ray_convention(config, load_network(config.resume_pkl)["G_ema"], options.rays is not None)
+        notes += check_resume(config, options.rays is not None)
     if device == "cpu":
         notes.append(f"Training on the CPU in {options.gpus} process{'es' if options.gpus > 1 else ''}.")
 
@@ -126,14 +129,36 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
     plan_text = describe_plan(config, info, notes)
     print(plan_text)
     if dry_run:
-        print("Dry run; exiting.")
+        print("That is the plan (-n): nothing was started.")
         return
-    print("Creating output directory...")
-    os.makedirs(config.run_dir)
-    cfg.save_options(config)
-    with open(os.path.join(config.run_dir, "log.txt"), "w", encoding="utf-8") as log:
-        log.write(plan_text + "\n")
-    launch(config, device)
+    make_run_dir(config, plan_text)
+    launch(config)
+
+
+def make_run_dir(config: dnnlib.EasyDict, plan_text: str) -> None:
+    """The run folder with its options and the beginning of its log."""
+    try:
+        os.makedirs(config.run_dir)
+        cfg.save_options(config)
+        with open(os.path.join(config.run_dir, "log.txt"), "w", encoding="utf-8") as log:
+            log.write(plan_text + "\n")
+    except OSError as error:
+        raise UserError(f"--outdir: cannot make {config.run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
+
+
+def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
+    """Before anything is written: does the network fit? Keeps its ray convention; returns what to say."""
+    import torch
+
+    from training.training_loop import network_kwargs
+    from training.transfer import check_match, compare, sources_of
+    sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
+    notes += cfg.keep_ray_convention(config, sources["G_ema"], rays_given)
+    with torch.device("meta"):
+        G, D = (dnnlib.util.construct_class_by_name(**kwargs) for kwargs in network_kwargs(config))
+    targets = dict(G=G, D=D, G_ema=G)
+    check_match([compare(targets[name], source, name) for name, source in sources.items() if source is not None], config.resume_pkl)
+    return notes
 
 
 def choose_device(device: str, gpus: int) -> str:
@@ -154,7 +179,7 @@ def read_dataset(options: cfg.Options, preset: object) -> tuple[object, cfg.Data
     kwargs = dict(class_name="training.dataset.ImageFolderDataset", path=options.data, use_labels=cfg.wants_labels(options, preset), max_size=None,
                   xflip=False, random_seed=options.seed)
     dataset = dnnlib.util.construct_class_by_name(**kwargs)
-    kwargs.update(resolution=dataset.check_resolution(), xflip=options.mirror, max_size=len(dataset))
+    kwargs.update(resolution=dataset.check_resolution(), num_channels=dataset.num_channels, xflip=options.mirror, max_size=len(dataset))
     return dataset, cfg.DataInfo(name=dataset.name, num_images=len(dataset), resolution=dataset.resolution, num_channels=dataset.num_channels,
                                  label_dim=dataset.label_dim, has_camera_labels=dataset.has_camera_labels, kwargs=kwargs)
 
@@ -167,45 +192,54 @@ def load_network(source: str) -> dict:
 
 def describe_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str]) -> str:
     """What is about to be run, for the screen and the log."""
-    rows = [("Output directory", config.run_dir), ("Number of GPUs", config.num_gpus), ("Batch size", f"{config.batch_size} images"),
-            ("Training duration", f"{config.total_kimg:g} kimg"), ("Dataset path", info.kwargs["path"]), ("Dataset size", f"{info.num_images} images"),
-            ("Dataset resolution", info.resolution), ("Dataset channels", info.num_channels),
-            ("Dataset labels", "cameras" if info.has_camera_labels else info.label_dim or "none"), ("Dataset x-flips", info.kwargs["xflip"])]
-    lines = ["", "Training options:", json.dumps(config, indent=2), "", *(f"{name + ':':<20}{value}" for name, value in rows)]
-    lines += [f"Note: {note}" for note in notes]
-    return "\n".join(lines) + "\n"
+    labels = "cameras" if info.has_camera_labels else f"{info.label_dim} numbers each" if info.label_dim else "none"
+    mirrored = ", and each mirrored" if info.kwargs["xflip"] else ""
+    lines = ["", json.dumps(config, indent=2), "",
+             f"run      {config.run_dir}",
+             f"data     {info.kwargs['path']}: {info.num_images} images{mirrored}, {info.resolution} px, {info.num_channels} channels, labels: {labels}",
+             f"length   {config.total_kimg:g} kimg in batches of {config.batch_size} on {config.num_gpus} x {config.device}"]
+    return "\n".join([*lines, *(f"note     {note}" for note in notes), ""])
 
 
-def launch(config: dnnlib.EasyDict, device: str) -> None:
+def launch(config: dnnlib.EasyDict) -> None:
     """Runs the loop in this process, or in `num_gpus` new ones."""
     import torch
 
     from torch_utils import distributed
     if config.num_gpus == 1:
-        run_process(0, dict(config), device, None)
-    else:
-        print("Launching processes...")
-        address = f"tcp://127.0.0.1:{distributed.free_port()}"
-        torch.multiprocessing.spawn(run_process, args=(dict(config), device, address), nprocs=config.num_gpus)
+        run_process(0, dict(config))
+        return
+    messages = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    address = f"tcp://127.0.0.1:{distributed.free_port()}"
+    try:
+        torch.multiprocessing.spawn(run_process, args=(dict(config), address, messages), nprocs=config.num_gpus)
+    except torch.multiprocessing.ProcessException:
+        if not messages.empty():         # a user's mistake is one line, wherever it came up
+            raise UserError(messages.get()) from None
+        raise
 
 
-def run_process(rank: int, config: dict, device: str, address: str | None) -> None:
+def run_process(rank: int, config: dict, address: str | None = None, messages: Any = None) -> None:
     """One process of the run."""
     import torch
 
     from torch_utils import distributed
     from training.training_loop import training_loop
-    with dnnlib.util.Logger(os.path.join(config["run_dir"], "log.txt") if rank == 0 else None, file_mode="a", should_flush=True):
-        target = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
-        if target.type == "cuda":
-            torch.cuda.set_device(target)
+    with dnnlib.util.Logger(os.path.join(config["run_dir"], "log.txt") if rank == 0 else None, file_mode="a"):
+        device = torch.device("cuda", rank) if config["device"] == "cuda" else torch.device("cpu")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         elif config["num_gpus"] > 1:
             torch.set_num_threads(max((os.cpu_count() or 1) // config["num_gpus"], 1))
-        distributed.init(rank, config["num_gpus"], target, init_method=address)
         try:
-            training_loop(config, rank=rank, device=target, load_network=load_network)
-        finally:
-            distributed.shutdown()
+            distributed.init(rank, config["num_gpus"], device, init_method=address)
+            training_loop(config, rank=rank, device=device, load_network=load_network)
+        except UserError as error:
+            if messages is None:
+                raise
+            messages.put(error.message)
+            os._exit(1)                  # an orderly exit would wait for the others, who wait in a collective
+        distributed.shutdown()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from PIL import Image
 
 import legacy
 import train
+from torch_utils import persistence
+from training import networks_raycond2
 from training.config import next_run_dir
 from training.presets import PRESETS, RECIPES
 from training.status import read_stats
@@ -36,9 +38,9 @@ def options_of(output):
 
 def refused(*args, says):
     """The command ends with one line that holds all of `says`."""
-    code, output = run(*args)
-    message = output[output.index("Error:"):].strip()
-    assert code != 0 and "\n" not in message, output
+    result = CliRunner().invoke(train.main, [str(a) for a in args])
+    message = result.stderr[result.stderr.index("Error:"):].strip()
+    assert result.exit_code != 0 and "\n" not in message, result.stderr
     for part in says:
         assert part in message, message
 
@@ -118,19 +120,34 @@ def test_resume_says_what_it_took(finished, camera_zip, tmp_path):
     snapshot = folder / "network-snapshot-000000.pkl"
     code, output = run("--outdir", tmp_path, "--data", camera_zip, "--cfg=raycond2", "--kimg=0.008", "--resume", snapshot, *SMALL)
     assert code == 0, output
-    assert f"Resuming from {snapshot}" in output and "copied" in output
+    assert f"Starting from {snapshot}" in output and "copied" in output
     options = json.loads(next(tmp_path.iterdir()).joinpath("training_options.json").read_text())
     assert options["ema_rampup"] is None and options["G_kwargs"]["rays"] == "pinhole"
 
 
+def save_small(path, **names):
+    """A file with the networks that SMALL describes, in the published convention."""
+    shape = dict(img_resolution=16, img_channels=3, channel_base=128, channel_max=16)
+    G = networks_raycond2.Generator(z_dim=512, c_dim=25, w_dim=512, mapping_kwargs=dict(num_layers=2), rays="published", **shape)
+    made = dict(G=G, G_ema=G, D=networks_raycond2.Discriminator(c_dim=25, **shape))
+    persistence.save({name: made[name] for name in names}, path)
+    return path
+
+
 def test_a_resumed_network_keeps_its_rays(camera_zip, tmp_path):
-    published = Path(__file__).parent / "data" / "pickles" / "raycond2.pkl"
-    data = write_dataset(tmp_path / "data.zip", camera_labels(16), size=legacy.load_network_pkl(published)["G"].img_resolution)
-    args = ["--outdir", tmp_path, "--data", data, "--cfg=raycond2", "--resume", published, "-n", *SMALL]
+    published = save_small(tmp_path / "published.pkl", G=True, G_ema=True, D=True)
+    args = ["--outdir", tmp_path, "--data", camera_zip, "--cfg=raycond2", "--resume", published, "-n", *SMALL]
     code, output = run(*args)
     assert code == 0 and options_of(output)["G_kwargs"]["rays"] == "published" and "which is kept" in output
     code, output = run(*args, "--rays=pinhole")
     assert code == 0 and options_of(output)["G_kwargs"]["rays"] == "pinhole" and "Warning" in output
+
+
+def test_resume_says_what_the_file_lacks(camera_zip, tmp_path):
+    args = ["--outdir", tmp_path / "runs", "--data", camera_zip, "--cfg=raycond2", "-n", *SMALL]
+    code, output = run(*args, "--resume", save_small(tmp_path / "ema.pkl", G_ema=True))
+    assert code == 0 and "has no G: it starts from G_ema" in output and "has no D: it starts fresh" in output
+    refused(*args, "--resume", save_small(tmp_path / "d.pkl", D=True), says=["d.pkl", "no generator"])
 
 
 def test_two_processes(camera_zip, tmp_path):
@@ -140,6 +157,19 @@ def test_two_processes(camera_zip, tmp_path):
     folder, = tmp_path.iterdir()
     assert "gpus2" in folder.name and (folder / "network-snapshot-000000.pkl").exists()
     assert done.stdout.count("tick 0 ") == 1                    # one rank speaks
+
+
+def test_a_mistake_in_two_processes_is_one_line(tmp_path):
+    """A PNG that breaks only when it is read."""
+    data = write_dataset(tmp_path / "data.zip", camera_labels(16))
+    raw = bytearray(Path(data).read_bytes())
+    start = raw.index(b"IDAT")
+    raw[start + 20 : start + 120] = bytes(100)
+    Path(data).write_bytes(raw)
+    command = [sys.executable, str(ROOT / "train.py"), f"--outdir={tmp_path}", f"--data={data}", "--cfg=raycond2", "--gpus=2", "--kimg=0.1", *SMALL]
+    done = subprocess.run([*command, "--workers=1"], capture_output=True, text=True, timeout=300)
+    message = done.stderr[done.stderr.index("Error: "):].strip()
+    assert done.returncode == 1 and "\n" not in message and "img00000000.png" in message, done.stderr
 
 
 @pytest.mark.parametrize("extra", [[], ["--cond=1"]])
@@ -154,7 +184,7 @@ def test_stylegan2_with_and_without_classes(class_zip, tmp_path, extra):
 # ---------------------------------------------------------------------------------------------------------------------
 
 def test_the_readmes_command_means_what_it_says(camera_zip, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "load_network", lambda source: dict(G_ema=torch.nn.Identity()))
+    monkeypatch.setattr(train, "check_resume", lambda config, rays_given: [])
     monkeypatch.setattr(train, "choose_device", lambda device, gpus: "cuda")
     code, output = run("--outdir=training-runs", f"--data={camera_zip}", "--cfg=raycond2", "--gpus=2", "--batch=32", "--gamma=1", "--snap=20", "--cond=1",
                        "--aug=noaug", "--resume=checkpoints/stylegan2-ffhq-512x512.pkl", "-n")
@@ -163,17 +193,17 @@ def test_the_readmes_command_means_what_it_says(camera_zip, tmp_path, monkeypatc
     assert options["run_dir"] == os.path.join("training-runs", "00000-raycond2-cameras-gpus2-batch32-gamma1")
     assert (options["num_gpus"], options["batch_size"], options["batch_gpu"]) == (2, 32, 16)
     assert options["loss_kwargs"] == dict(class_name="training.loss.StyleGAN2Loss", r1_gamma=1.0, style_mixing_prob=0.9, pl_weight=2.0,
-                                          pl_no_weight_grad=True, blur_init_sigma=0, blur_fade_kimg=0)
+                                          blur_init_sigma=0, blur_fade_kimg=0)
     assert options["G_opt_kwargs"]["lr"] == options["D_opt_kwargs"]["lr"] == 0.002 and options["G_opt_kwargs"]["betas"] == [0.0, 0.99]
     assert options["G_reg_interval"] == 4 and options["D_reg_interval"] == 16
     assert options["G_kwargs"]["mapping_kwargs"]["num_layers"] == 8 and options["G_kwargs"]["num_fp16_res"] == 4 and options["G_kwargs"]["conv_clamp"] == 256
-    assert options["ema_kimg"] == 10 and options["ema_rampup"] is None and options["network_snapshot_ticks"] == 20 and options["augment_kwargs"] is None
+    assert options["ema_kimg"] == 10 and options["ema_rampup"] is None and options["network_snapshot_ticks"] == 20
     assert not os.path.exists("training-runs") or not os.listdir("training-runs")
 
 
 @pytest.mark.parametrize("name", [n for n, row in RECIPES.items() if PRESETS[row.cfg].available])
 def test_recipes(name, camera_zip, monkeypatch):
-    monkeypatch.setattr(train, "load_network", lambda source: dict(G_ema=torch.nn.Identity()))
+    monkeypatch.setattr(train, "check_resume", lambda config, rays_given: [])
     code, output = run("--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "--device=cpu", "-n")
     assert code == 0 and options_of(output)["loss_kwargs"]["r1_gamma"] == RECIPES[name].gamma
     code, output = run("--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "--device=cpu", "--gamma=7", "-n")
@@ -226,7 +256,9 @@ def test_refusals_of_options(camera_zip, class_zip, tmp_path):
     text.write_text("hello")
     refused(*ray, f"--resume={text}", says=["text.pkl", "not a network file"])
     refused(*ray, "--resume", Path(__file__).parent / "data" / "pickles" / "raycond2.pkl", *SMALL, "--cmax=4", says=["--resume", "% of the parameters"])
-    assert not [p for p in (tmp_path / "runs").glob("*/network-snapshot*")]
+    refused(*ray, f"--outdir={text}", "--kimg=0.008", *SMALL, says=["--outdir", "text.pkl"])
+    refused(*ray, "--fp32=1", "--bf16=1", says=["--fp32=1", "--bf16=1"])
+    assert not (tmp_path / "runs").exists()
 
 
 def change(label, **parts):

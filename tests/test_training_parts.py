@@ -204,5 +204,5 @@ def test_presets_are_data():
     assert lookup(PRESETS, "raycond2", "--cfg").rays
     with pytest.raises(UserError, match="--cfg=stylegan3t: no such name; did you mean stylegan3-t?"):
         lookup(PRESETS, "stylegan3t", "--cfg")
-    assert (PRESETS["raycond3-r"].cbase, PRESETS["raycond3-r"].cmax, PRESETS["raycond3-r"].blur_init_sigma) == (65536, 1024, 10)
+    assert (PRESETS["raycond3-r"].cbase, PRESETS["raycond3-r"].G_width, PRESETS["raycond3-r"].blur_init_sigma) == (32768, 2, 10)
     assert PRESETS["stylegan3-t"].glr == 0.0025 and PRESETS["stylegan3-t"].dlr == 0.002 and PRESETS["stylegan3-t"].mapping_layers == 2

@@ -80,15 +80,15 @@ def test_six_iterations():
             accumulate(golden, config, loss, phase, index, step)
             norms[f"{step}:{phase.name}"] = float(torch.cat([p.grad.flatten() for p in phase.module.parameters() if p.grad is not None]).norm())
             update_weights(phase)
-        cur_nimg += config["batch"]
         ema.update(G, cur_nimg, config["batch"])
+        cur_nimg += config["batch"]
     for label, expected in zip(golden["grad_norm_labels"], golden["grad_norms"]):
         assert abs(norms[str(label)] - expected) <= 1e-2 * expected, f"{label}: {norms[str(label)]}, expected {expected}"
     assert_close_rel(loss.pl_mean, golden["pl_mean"], 1e-3, "pl_mean")
-    for module, before, after in [(G, "G0/", "G1/"), (D, "D0/", "D1/"), (ema.model, "G0/", "E1/")]:
+    for module, before, after, allowed in [(G, "G0/", "G1/", 8e-2), (D, "D0/", "D1/", 8e-2), (ema.model, "G0/", "E1/", 1e-3)]:
         expected = vector(module, golden, after) - vector(module, golden, before)
         actual = vector(module) - vector(module, golden, before)
         error = float((actual - expected).norm() / expected.norm())
-        assert error <= 8e-2, f"{after}: the update is off by {error:.3f}"
+        assert error <= allowed, f"{after}: the update is off by {error:.3f}"
     w_avg = G.mapping.w_avg
     assert_close_rel(w_avg, golden["G1/mapping.w_avg"], 5e-2, "w_avg")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterable
 from datetime import timedelta
@@ -31,7 +30,7 @@ def is_initialized() -> bool:
 
 
 def get_rank() -> int:
-    return dist.get_rank() if is_initialized() else int(os.environ.get("RANK", 0))
+    return dist.get_rank() if is_initialized() else 0
 
 
 def get_world_size() -> int:
@@ -49,6 +48,12 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if get_world_size() > 1:
+        dist.barrier()
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -56,14 +56,15 @@ class Collector:
         self._moments.clear()
 
     def names(self) -> list[str]:
-        return [name for name in _totals if self._regex.fullmatch(name)]
+        """What was reported since this collector was made."""
+        return list(self._moments)
 
     def update(self) -> None:
         """Takes in what all processes have reported by now. All processes must call it."""
         if not self._keep_previous:
             self._moments.clear()
         _sync()
-        for name in self.names():
+        for name in filter(self._regex.fullmatch, _totals):
             fresh = _totals[name] - self._seen.get(name, torch.zeros(_NUM_MOMENTS, dtype=torch.float64))
             self._seen[name] = _totals[name].clone()
             if float(fresh[0]) != 0:

@@ -11,8 +11,6 @@ from typing import Any
 from dnnlib import EasyDict, UserError
 from training.presets import PRESETS, RECIPES, Preset, lookup
 
-CAMERA_LABEL_DIM = 25
-
 
 @dataclass
 class Options:
@@ -118,13 +116,12 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
         notes.append("Metrics are not there yet: --metrics is skipped.")
 
     config = EasyDict(num_gpus=options.gpus, batch_size=batch, batch_gpu=batch_gpu, random_seed=options.seed)
-    config.G_kwargs, config.D_kwargs = _network_kwargs(options, preset, data)
+    config.G_kwargs, config.D_kwargs = _network_kwargs(options, preset)
     config.G_opt_kwargs = _adam(preset.glr if options.glr is None else options.glr)
     config.D_opt_kwargs = _adam(preset.dlr if options.dlr is None else options.dlr)
     config.G_reg_interval, config.D_reg_interval = preset.G_reg_interval, preset.D_reg_interval
     config.loss_kwargs = dict(class_name="training.loss.StyleGAN2Loss", r1_gamma=gamma, style_mixing_prob=preset.style_mixing_prob,
-                              pl_weight=preset.pl_weight, pl_no_weight_grad=preset.pl_no_weight_grad)
-    config.augment_kwargs = None
+                              pl_weight=preset.pl_weight)
     config.ema_kimg = batch * 10 / 32
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
@@ -135,6 +132,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
         config.loss_kwargs.update(blur_init_sigma=0, blur_fade_kimg=0)
 
     config.training_set_kwargs = dict(data.kwargs)
+    config.img_resolution, config.img_channels, config.label_dim = data.resolution, data.num_channels, data.label_dim
     config.data_loader_kwargs = dict(num_workers=options.workers, pin_memory=False, drop_last=True)
     if options.workers > 0:
         config.data_loader_kwargs.update(prefetch_factor=2, persistent_workers=True)
@@ -150,8 +148,8 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
 
 
 def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[str]) -> None:
-    if data.resolution < 8 or data.resolution & (data.resolution - 1):
-        raise UserError(f"--data: images of {data.resolution} px; the networks need a power of two from 8 on: resize them with a data set tool first")
+    if data.resolution < 8:
+        raise UserError(f"--data: images of {data.resolution} px; the networks need 8 px or more: resize them first")
     if preset.rays and not data.has_camera_labels:
         got = f"{data.label_dim} numbers per label" if data.label_dim else "no labels"
         raise UserError(f"--data: {got}, but --cfg={options.cfg} needs camera labels of 25 numbers (cam2world 4x4, intrinsics 3x3, both row by row) "
@@ -176,8 +174,7 @@ def _check_batch(options: Options, preset: Preset) -> tuple[int, int]:
     if preset.pl_weight > 0 and batch_gpu < 2:
         raise UserError(f"--batch={batch} leaves {batch_gpu} image per process and pass; path length regularisation of --cfg={options.cfg} takes half of "
                         "them and needs two or more: raise --batch or --batch-gpu")
-    group = min(options.mbstd_group, batch_gpu)
-    if group < 1 or batch_gpu % group != 0:
+    if batch_gpu % options.mbstd_group != 0:
         raise UserError(f"--mbstd-group={options.mbstd_group}: {batch_gpu} images per process and pass do not divide into such groups; "
                         f"choose a divisor of {batch_gpu}")
     return batch, batch_gpu
@@ -191,12 +188,15 @@ def _gamma(options: Options, resolution: int, batch: int, notes: list[str]) -> f
     return float(options.gamma)
 
 
-def _network_kwargs(options: Options, preset: Preset, data: DataInfo) -> tuple[EasyDict, EasyDict]:
+def _network_kwargs(options: Options, preset: Preset) -> tuple[EasyDict, EasyDict]:
     half = dict(num_fp16_res=0 if options.fp32 else preset.num_fp16_res, conv_clamp=None if options.fp32 else preset.conv_clamp)
     width = dict(channel_base=options.cbase or preset.cbase, channel_max=options.cmax or preset.cmax)
     rays = options.rays or "pinhole"
+    if options.fp32 and options.bf16:
+        raise UserError("--fp32=1 --bf16=1: two precisions; give one of them")
+    G_width = {name: size * preset.G_width for name, size in width.items()}
     G = EasyDict(class_name=preset.generator, z_dim=preset.z_dim, w_dim=preset.w_dim,
-                 mapping_kwargs=dict(num_layers=options.map_depth or preset.mapping_layers), **width, **half, **dict(preset.synthesis_kwargs))
+                 mapping_kwargs=dict(num_layers=options.map_depth or preset.mapping_layers), **G_width, **half, **dict(preset.synthesis_kwargs))
     D = EasyDict(class_name="training.discriminator.Discriminator", **width, **half, block_kwargs=dict(freeze_layers=options.freezed),
                  mapping_kwargs={}, epilogue_kwargs=dict(mbstd_group_size=options.mbstd_group))
     if preset.rays:

@@ -13,12 +13,12 @@ from torch.nn.functional import softplus
 
 from torch_utils import training_stats
 from torch_utils.distributed import mean_over_ranks
-from torch_utils.ops import conv2d_gradfix, upfirdn2d
+from torch_utils.ops import upfirdn2d
 
 
 @dataclass
 class Draws:
-    """The random numbers of one accumulation round that are no inputs. `GlobalDraws` makes them where nobody else does."""
+    """The random numbers of one accumulation round that are no inputs. `GLOBAL_DRAWS` makes them where nobody else does."""
 
     mix_z: Callable[[torch.Tensor], torch.Tensor]                   # z [N, z_dim] -> the latents to mix in, same shape
     mix_cutoff: Callable[[int, int, float], torch.Tensor]           # N, num_ws, probability -> first mixed layer [N]; num_ws: none
@@ -46,7 +46,7 @@ class StyleGAN2Loss:
         pl_weight:          float           = 0,        # Weight of path length regularisation; 0: off.
         pl_batch_shrink:    int             = 2,        # It sees 1/pl_batch_shrink of the batch.
         pl_decay:           float           = 0.01,     # Of the running mean of path lengths.
-        pl_no_weight_grad:  bool            = False,    # Skip weight gradients inside of path length's first gradient.
+        pl_no_weight_grad:  bool            = False,    # Accepted; autograd never computes weight gradients that nobody asks for.
         blur_init_sigma:    float           = 0,        # D first sees images blurred by this sigma [pixels] ...
         blur_fade_kimg:     float           = 0,        # ... which falls to 0 over so many thousand images.
     ):
@@ -58,7 +58,6 @@ class StyleGAN2Loss:
         self.pl_weight = pl_weight
         self.pl_batch_shrink = pl_batch_shrink
         self.pl_decay = pl_decay
-        self.pl_no_weight_grad = pl_no_weight_grad
         self.pl_mean = torch.zeros([], device=device)
         self.blur_init_sigma = blur_init_sigma
         self.blur_fade_kimg = blur_fade_kimg
@@ -106,10 +105,9 @@ class StyleGAN2Loss:
                 self._path_length(gen_z, gen_c, gain, draws)
         else:
             reg = reg and self.r1_gamma != 0
-            if main:
-                self._discriminator_fake(gen_z, gen_c, gain, sigma, draws)
+            fake_loss = self._discriminator_fake(gen_z, gen_c, gain, sigma, draws) if main else None
             if main or reg:
-                self._discriminator_real(real_img, real_c, gain, sigma, main, reg)
+                self._discriminator_real(real_img, real_c, gain, sigma, fake_loss, reg)
 
     def _generator_main(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws) -> None:
         """G wants its images taken for real."""
@@ -125,8 +123,7 @@ class StyleGAN2Loss:
         count = max(gen_z.shape[0] // self.pl_batch_shrink, 1)
         img, ws = self.run_G(gen_z[:count], gen_c[:count], draws=draws)
         noise = draws.image_noise(img) / math.sqrt(img.shape[2] * img.shape[3])
-        with conv2d_gradfix.no_weight_gradients(self.pl_no_weight_grad):
-            jacobian, = torch.autograd.grad((img * noise).sum(), ws, create_graph=True)     # J^T y, [N, num_ws, w_dim]
+        jacobian, = torch.autograd.grad((img * noise).sum(), ws, create_graph=True)         # J^T y, [N, num_ws, w_dim]
         lengths = jacobian.square().sum(2).mean(1).sqrt()
         mean_length = mean_over_ranks(lengths.detach().mean())
         target = self.pl_mean.lerp(mean_length, self.pl_decay)
@@ -139,29 +136,29 @@ class StyleGAN2Loss:
         through_target = (lengths.detach() - lengths) * (2 * self.pl_decay * (mean_length - target))
         ((penalty + through_target) * self.pl_weight).mean().mul(gain).backward()
 
-    def _discriminator_fake(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws) -> None:
-        """D wants generated images taken for generated."""
+    def _discriminator_fake(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws) -> torch.Tensor:
+        """D wants generated images taken for generated. Returns this part of its loss, for the statistics."""
         with torch.no_grad():
             img, _ = self.run_G(gen_z, gen_c, update_emas=True, draws=draws)
         logits = self.run_D(img, gen_c, sigma, update_emas=True)
         _report_logits("fake", logits)
-        self._fake_loss = softplus(logits)
-        self._fake_loss.mean().mul(gain).backward()
-        self._fake_loss = self._fake_loss.detach()
+        loss = softplus(logits)
+        loss.mean().mul(gain).backward()
+        return loss.detach()
 
-    def _discriminator_real(self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float, sigma: float, main: bool, reg: bool) -> None:
-        """D wants real images taken for real; R1 flattens D around them."""
+    def _discriminator_real(self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float, sigma: float, fake_loss: torch.Tensor | None,
+                            reg: bool) -> None:
+        """D wants real images taken for real (where there is a `fake_loss` to go with it); R1 flattens D around them."""
         img = real_img.detach().requires_grad_(reg)
         logits = self.run_D(img, real_c, sigma)
         _report_logits("real", logits)
         total = torch.zeros_like(logits)
-        if main:
+        if fake_loss is not None:
             loss = softplus(-logits)
-            training_stats.report("Loss/D/loss", self._fake_loss + loss.detach())
+            training_stats.report("Loss/D/loss", fake_loss + loss.detach())
             total = total + loss
         if reg:
-            with conv2d_gradfix.no_weight_gradients():
-                slope, = torch.autograd.grad(logits.sum(), img, create_graph=True)
+            slope, = torch.autograd.grad(logits.sum(), img, create_graph=True)
             penalty = slope.square().sum([1, 2, 3])                         # [N]
             training_stats.report("Loss/r1_penalty", penalty)
             training_stats.report("Loss/D/reg", penalty * (self.r1_gamma / 2))

@@ -7,17 +7,28 @@ from typing import Any
 from torch_utils import persistence
 from training import networks_stylegan2
 from training.networks_stylegan2 import (
+    Conv2dLayer,
     Discriminator,
+    DiscriminatorBlock,
+    DiscriminatorEpilogue,
+    FullyConnectedLayer,
     MappingNetwork,
+    MinibatchStdLayer,
     SynthesisBlock,
     SynthesisLayer,
     SynthesisNetwork,
     ToRGBLayer,
+    modulated_conv2d,
+    normalize_2nd_moment,
     upfirdn2d,
 )
 from training.ray_conditioning import RayConditioning
 
-__all__ = ["Discriminator", "Generator", "MappingNetwork", "SynthesisBlock", "SynthesisLayer", "SynthesisNetwork", "ToRGBLayer", "upfirdn2d"]
+__all__ = [
+    "Conv2dLayer", "Discriminator", "DiscriminatorBlock", "DiscriminatorEpilogue", "FullyConnectedLayer", "Generator", "MappingNetwork",
+    "MinibatchStdLayer", "SynthesisBlock", "SynthesisLayer", "SynthesisNetwork", "ToRGBLayer", "modulated_conv2d", "normalize_2nd_moment",
+    "upfirdn2d",
+]
 
 
 @persistence.persistent_class

@@ -81,14 +81,13 @@ class Stepper:
         """Leaves this rank's gradients of phase number `index` in its module."""
         phase = self.phases[index]
         random = PhaseRandom(self.seed, step, index, self.batch_size)
-        z = random.z(self.z_dim)
-        c = self._labels(random.label_indices(len(self.training_set)))
+        z, items = random.z(self.z_dim), random.label_indices(len(self.training_set))
         phase.opt.zero_grad(set_to_none=True)
         phase.module.requires_grad_(True)
         for k, samples in enumerate(self.rounds):
             mine = slice(k, None, len(self.rounds))
             self.loss.accumulate_gradients(phase=phase.name, real_img=batch.images[mine], real_c=batch.labels[mine],
-                                           gen_z=torch.from_numpy(z[samples]).to(self.device), gen_c=torch.from_numpy(c[samples]).to(self.device),
+                                           gen_z=torch.from_numpy(z[samples]).to(self.device), gen_c=torch.from_numpy(self._labels(items[samples])).to(self.device),
                                            gain=phase.interval / len(self.rounds), cur_nimg=cur_nimg, draws=random.draws(samples))
         phase.module.requires_grad_(False)
 

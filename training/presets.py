@@ -21,6 +21,7 @@ class Preset:
     mapping_layers: int         = 8
     cbase: int                  = 32768
     cmax: int                   = 512
+    G_width: int                = 1                     # factor on both for the generator alone
     glr: float                  = 0.002
     dlr: float                  = 0.002
     batch: int                  = 32
@@ -28,7 +29,6 @@ class Preset:
     synthesis_kwargs: tuple     = ()                    # further (name, value) pairs for the generator
     style_mixing_prob: float    = 0.0
     pl_weight: float            = 0.0
-    pl_no_weight_grad: bool     = False
     G_reg_interval: int | None  = None
     D_reg_interval: int         = 16
     blur_init_sigma: float      = 0.0
@@ -43,13 +43,12 @@ _STYLEGAN2 = Preset(
     synthesis_kwargs    = (("fused_modconv_default", "inference_only"),),
     style_mixing_prob   = 0.9,
     pl_weight           = 2.0,
-    pl_no_weight_grad   = True,
     G_reg_interval      = 4,
 )
 _RAYCOND2 = replace(_STYLEGAN2, generator="training.networks_raycond2.Generator", rays=True)
 _STYLEGAN3 = Preset(generator="training.networks_stylegan3.Generator", mapping_layers=2, glr=0.0025, available=False)
 _RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator", rays=True)
-_ROTATION = dict(cbase=65536, cmax=1024, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
+_ROTATION = dict(G_width=2, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
 
 PRESETS: Mapping[str, Preset] = {
     "stylegan2":        _STYLEGAN2,

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from camera_utils.rays import CONVENTIONS, ray_map
-
-LABEL_DIM = 25                           # cam2world [4, 4] and intrinsics [3, 3], both row-major
+from camera_utils import CONVENTIONS, LABEL_DIM, ray_map
 
 
 class NoConditioning:
@@ -70,8 +68,10 @@ class BoundRays:
 
     def append_to(self, x: torch.Tensor, sampling_rate: float | None = None) -> torch.Tensor:
         """[N, C, H, W] -> [N, C + 6, H, W] in the dtype and memory format of x."""
-        rays = self.map(x.shape[2], x.shape[3], sampling_rate)
-        return torch.cat([x, rays.to(x.dtype)], dim=1)
+        rays = self.map(x.shape[2], x.shape[3], sampling_rate).to(x.dtype)
+        if x.is_contiguous(memory_format=torch.channels_last):              # else cat would give up the format
+            rays = rays.contiguous(memory_format=torch.channels_last)
+        return torch.cat([x, rays], dim=1)
 
 
 def make_conditioning(convention: str | None) -> NoConditioning | RayConditioning:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -68,8 +68,9 @@ class Status:
         seconds = now - self._tick_start
         report = training_stats.report0
         gib = 2 ** 30
-        memory = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+        memory = (0, 0)
         if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         fields = [
             f"tick {report('Progress/tick', self.tick):<5d}",
@@ -150,7 +151,7 @@ def save_curves(run_dir: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        _say_once(lambda: print("matplotlib is not installed (pip install matplotlib): no curves.png; stats.jsonl holds all numbers."))
+        _say_no_matplotlib()
         return
     records = [r for r in read_stats(run_dir) if "Progress/kimg" in r]
     figure = Figure(figsize=(13, 7), layout="constrained")
@@ -169,7 +170,7 @@ def save_curves(run_dir: str) -> None:
     os.replace(part, os.path.join(run_dir, "curves.png"))
 
 
-def _say_once(say: Callable[[], None], _said: set = set()) -> None:    # noqa: B006 (the set is the memory)
-    if not _said:
-        _said.add(True)
-        say()
+@functools.cache
+def _say_no_matplotlib() -> None:
+    """Once per process."""
+    print("matplotlib is not installed (pip install matplotlib): no curves.png; stats.jsonl holds all numbers.")

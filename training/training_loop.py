@@ -16,26 +16,26 @@ from training.phases import Batch, Stepper, make_phases
 from training.randomness import seed_layer_noise
 from training.snapshots import ImageSnapshots, save_network
 from training.status import Status
-from training.transfer import check_match, warm_start
+from training.transfer import check_match, sources_of, warm_start
 
 
 def training_loop(
     config:         dict,                               # From training.config.build_config(), or training_options.json.
     rank:           int                     = 0,        # Of this process among config.num_gpus.
-    device:         torch.device | str      = "cpu",
+    device:         torch.device | str | None = None,   # None: config.device.
     load_network:   Callable | None         = None,     # file -> dict(G, D, G_ema); needed for config.resume_pkl.
     evaluate:       Callable | None         = None,     # (snapshot, run_dir, metric names) -> dict; None: no metrics.
 ) -> str:                                               # Path of the last network snapshot.
     """Trains in `config.run_dir`. Every process of the run calls it."""
     config = dnnlib.EasyDict(config)
-    device = torch.device(device)
+    device = torch.device(config.device if device is None else device)
     set_backends(config, device)
     dataset = dnnlib.util.construct_class_by_name(**config.training_set_kwargs)
     camera_stats = dataset.camera_stats() if dataset.has_camera_labels else None
 
-    G, D, G_ema = make_networks(config, dataset, device, load_network)
+    G, D, G_ema = make_networks(config, device, load_network)
     if rank == 0:
-        describe(G, D, config.batch_gpu, device)
+        describe(G, D, dataset, config.batch_gpu, device)
     augmentation = NoAugmentation()
     loss = dnnlib.util.construct_class_by_name(device=device, G=G, D=D, augment_pipe=augmentation.pipe, **config.loss_kwargs)
     phases = make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
@@ -48,14 +48,15 @@ def training_loop(
         images = ImageSnapshots(config.run_dir, dataset, G.z_dim, camera_stats, config.random_seed, device, batch=config.batch_gpu)
         images.save_reals()
         images.save_fakes(G_ema.model, "_init")
-        print(f"Training for {config.total_kimg:g} kimg ...\n")
+        print(f"{config.total_kimg:g} kimg to go.\n")
 
     batches = iterate_batches(dataset, config, rank, device)
     snapshot, step = "", 0
     while not status.done:
+        batch = next(batches)                           # before seeding: the first one starts the loader, which draws
         seed_layer_noise(config.random_seed, step, rank)
-        stepper.step(step, next(batches), status.cur_nimg)
-        G_ema.update(G, status.cur_nimg + config.batch_size, config.batch_size)
+        stepper.step(step, batch, status.cur_nimg)
+        G_ema.update(G, status.cur_nimg, config.batch_size)
         augmentation.update(step, config.batch_size)
         step += 1
         if not status.advance():
@@ -69,6 +70,7 @@ def training_loop(
             snapshot = os.path.join(config.run_dir, f"network-snapshot-{suffix}.pkl")
             if rank == 0:
                 save_network(snapshot, G, D, G_ema.model, augmentation.pipe, config.training_set_kwargs, camera_stats)
+            distributed.barrier()
             if evaluate is not None and config.metrics:
                 metrics = evaluate(snapshot, config.run_dir, config.metrics)
         status.finish_tick(metrics)
@@ -76,7 +78,7 @@ def training_loop(
             status.save_curves()
     status.close()
     if rank == 0:
-        print("\nDone.")
+        print(f"\nFinished: {snapshot}")
     return snapshot
 
 
@@ -92,32 +94,33 @@ def set_backends(config: dnnlib.EasyDict, device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def make_networks(config: dnnlib.EasyDict, dataset: Any, device: torch.device,
-                  load_network: Callable | None) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
+def network_kwargs(config: dict) -> tuple[dict, dict]:
+    """Constructor arguments of G and D."""
+    common = dict(c_dim=config["label_dim"], img_resolution=config["img_resolution"], img_channels=config["img_channels"])
+    return dict(config["G_kwargs"], **common), dict(config["D_kwargs"], **common)
+
+
+def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: Callable | None) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
     """G, D and the average of G: fresh, or warm-started from config.resume_pkl. The same on all ranks."""
-    common = dict(c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels)
-    source = None
+    G, D = (dnnlib.util.construct_class_by_name(**kwargs).train().requires_grad_(False).to(device) for kwargs in network_kwargs(config))
+    ema = GeneratorEMA(G, config.ema_kimg, config.ema_rampup)
     if config.resume_pkl is not None:
-        source = load_network(config.resume_pkl)
-    networks = [dnnlib.util.construct_class_by_name(**kwargs, **common).train().requires_grad_(False).to(device)
-                for kwargs in (config.G_kwargs, config.D_kwargs)]
-    ema = GeneratorEMA(networks[0], config.ema_kimg, config.ema_rampup)
-    if source is not None:
-        targets = [("G", networks[0]), ("D", networks[1]), ("G_ema", ema.model)]
-        reports = [warm_start(module, source[name], config.ray_init, name) for name, module in targets if source[name] is not None]
-        distributed.print0(f"Resuming from {config.resume_pkl} (--ray-init={config.ray_init})")
-        distributed.print0("\n".join(line for report in reports for line in report.lines()))
+        sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
+        targets = dict(G=G, D=D, G_ema=ema.model)
+        reports = [warm_start(targets[name], source, config.ray_init, name) for name, source in sources.items() if source is not None]
         check_match(reports, config.resume_pkl)
-    for module in (*networks, ema.model):
+        table = [line for report in reports for line in report.lines()]
+        distributed.print0("\n".join([f"Starting from {config.resume_pkl} (--ray-init={config.ray_init})", *notes, *table]))
+    for module in (G, D, ema.model):
         distributed.broadcast_(misc.params_and_buffers(module))
-    return networks[0], networks[1], ema
+    return G, D, ema
 
 
-def describe(G: torch.nn.Module, D: torch.nn.Module, batch: int, device: torch.device) -> None:
+def describe(G: torch.nn.Module, D: torch.nn.Module, dataset: Any, batch: int, device: torch.device) -> None:
     """Prints the layers with their parameters and output shapes."""
     with torch.no_grad():
-        z, c = torch.zeros([batch, G.z_dim], device=device), torch.zeros([batch, G.c_dim], device=device)
-        img = misc.print_module_summary(G, [z, c])
+        c = torch.from_numpy(dataset.get_label(0)).to(device).expand(batch, -1)
+        img = misc.print_module_summary(G, [torch.zeros([batch, G.z_dim], device=device), c])
         misc.print_module_summary(D, [img, c])
 
 

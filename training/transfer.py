@@ -1,7 +1,7 @@
 """Warm start: the weights of one network into another that may see rays where the first does not.
 
 `ray_init='zero'` makes the first image equal to the source's while gradients reach the rays from step 0; `'random'` is the
-published rule. Both rules are in DESIGN.md section 3 and docs/conventions.md.
+published rule, which copies what fits and leaves the rest as initialised.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 
 from dnnlib import UserError
 from torch_utils import misc
+from training.ray_conditioning import RayConditioning
 
-RAY_CHANNELS = 6
+RAY_CHANNELS = RayConditioning.num_channels
 
 
 @dataclass
@@ -39,32 +40,49 @@ class TransferReport:
         return rows
 
 
-@torch.no_grad()
-def warm_start(target: torch.nn.Module, source: torch.nn.Module, ray_init: str = "zero", network: str = "G") -> TransferReport:
-    """Copies the source's parameters and buffers into `target`, widening where it has ray channels. Returns what happened."""
-    assert ray_init in ("zero", "random"), ray_init
+def sources_of(networks: dict, file: str) -> tuple[dict[str, torch.nn.Module | None], list[str]]:
+    """What G, D and G_ema start from, and what to say where the file lacks one: G and its average stand in for each other."""
+    G, D, G_ema = (networks.get(name) for name in ("G", "D", "G_ema"))
+    if G is None and G_ema is None:
+        raise UserError(f"--resume={file}: holds no generator; give a network-snapshot-*.pkl, or leave --resume out")
+    notes = [f"{file} has no {name}: it starts {how}." for name, module, how in
+             [("G", G, "from G_ema"), ("G_ema", G_ema, "from G"), ("D", D, "fresh")] if module is None]
+    return dict(G=G if G is not None else G_ema, D=D, G_ema=G_ema if G_ema is not None else G), notes
+
+
+def compare(target: torch.nn.Module, source: torch.nn.Module, network: str = "G") -> TransferReport:
+    """What `warm_start` would do, from shapes alone: the target may live on the meta device."""
     have = dict(misc.named_params_and_buffers(source))
     report = TransferReport(network)
-    modules = dict(target.named_modules())
-    total = matched = 0
     parameters = {name for name, _ in target.named_parameters()}
+    total = matched = 0
     for name, tensor in misc.named_params_and_buffers(target):
         if name not in have:
             kind = "new"
         elif have[name].shape == tensor.shape:
-            tensor.copy_(have[name])
             kind = "copied"
-        elif (dim := _widened_dim(tensor, have[name])) is not None:
-            _widen(tensor, have[name], dim, ray_init, modules[name.rpartition(".")[0]])
-            kind = "widened"
         else:
-            kind = "skipped"
+            kind = "skipped" if _widened_dim(tensor, have[name]) is None else "widened"
         getattr(report, kind).append(name)
         if name in parameters:
             total += tensor.numel()
             matched += tensor.numel() if kind in ("copied", "widened") else 0
-    report.unused = sorted(set(have) - {name for name, _ in misc.named_params_and_buffers(target)})
+    report.unused = sorted(have.keys() - {name for name, _ in misc.named_params_and_buffers(target)})
     report.matched_share = matched / max(total, 1)
+    return report
+
+
+@torch.no_grad()
+def warm_start(target: torch.nn.Module, source: torch.nn.Module, ray_init: str = "zero", network: str = "G") -> TransferReport:
+    """Copies the source's parameters and buffers into `target`, widening where it has ray channels. Returns what happened."""
+    assert ray_init in ("zero", "random"), ray_init
+    report = compare(target, source, network)
+    have, want = (dict(misc.named_params_and_buffers(module)) for module in (source, target))
+    modules = dict(target.named_modules())
+    for name in report.copied:
+        want[name].copy_(have[name])
+    for name in report.widened:
+        _widen(want[name], have[name], _widened_dim(want[name], have[name]), ray_init, modules[name.rpartition(".")[0]])
     return report
 
 
