@@ -213,7 +213,7 @@ def launch(config: dnnlib.EasyDict) -> None:
     address = f"tcp://127.0.0.1:{distributed.free_port()}"
     try:
         torch.multiprocessing.spawn(run_process, args=(dict(config), address, messages), nprocs=config.num_gpus)
-    except torch.multiprocessing.ProcessException:
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
         if not messages.empty():         # a user's mistake is one line, wherever it came up
             raise UserError(messages.get()) from None
         raise
