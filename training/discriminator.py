@@ -69,7 +69,8 @@ class DiscriminatorBlock(nn.Module):
             self.num_layers += 1
             return Conv2dLayer(n_in, n_out, kernel_size, trainable=trainable, channels_last=self.channels_last, **kwargs)
 
-        if in_channels == 0 or architecture == "skip":
+        self.reads_image = in_channels == 0 or architecture == "skip"
+        if self.reads_image:
             self.fromrgb = conv(img_channels, tmp_channels, 1, activation=activation, conv_clamp=conv_clamp)
         self.conv0 = conv(tmp_channels, tmp_channels, 3, activation=activation, conv_clamp=conv_clamp)
         self.conv1 = conv(tmp_channels, out_channels, 3, activation=activation, conv_clamp=conv_clamp, down=2, resample_filter=resample_filter)
@@ -80,25 +81,24 @@ class DiscriminatorBlock(nn.Module):
         """x: [N, in_channels, H, W], img: [N, img_channels, H, W]. Returns features at half the size, and the image for the next block."""
         device = (img if x is None else x).device
         half = self.use_fp16 and not force_fp32 and device.type == "cuda"
-        dtype = HALF_DTYPES[self.half_dtype] if half else torch.float32
         channels_last = device.type == "cpu" or (self.channels_last and not force_fp32)     # CPUs convolve faster so
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        numerics = dict(dtype=HALF_DTYPES[self.half_dtype] if half else torch.float32,
+                        memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        parts = []
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
-            x = x.to(dtype=dtype, memory_format=memory_format)
-
-        if self.in_channels == 0 or self.architecture == "skip":
+            parts.append(x.to(**numerics))
+        if self.reads_image:
             misc.assert_shape(img, [None, self.img_channels, self.resolution, self.resolution])
-            img = img.to(dtype=dtype, memory_format=memory_format)
-            y = self.fromrgb(img)
-            x = y if x is None else x + y
-            img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
+            img = img.to(**numerics)
+            parts.append(self.fromrgb(img))
+        x = sum(parts[1:], start=parts[0])
+        img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
 
         if self.architecture != "resnet":
             return self.conv1(self.conv0(x)), img
         shortcut = self.skip(x, gain=sqrt_half())
-        x = self.conv1(self.conv0(x), gain=sqrt_half())
-        return shortcut.add_(x), img
+        return shortcut.add_(self.conv1(self.conv0(x), gain=sqrt_half())), img
 
     def extra_repr(self) -> str:
         return f"resolution={self.resolution}, architecture={self.architecture}"

@@ -155,19 +155,20 @@ class SynthesisBlock(nn.Module):
         shared = dict(w_dim=w_dim, conv_clamp=conv_clamp, channels_last=self.channels_last)
         layer = dict(resolution=resolution, resample_filter=resample_filter, **shared, **layer_kwargs)
 
-        self.num_conv = 0
-        self.num_torgb = 0
-        if in_channels == 0:
-            self.const = nn.Parameter(torch.randn([out_channels, resolution, resolution]))
-        else:
+        has_input = in_channels > 0
+        self.shows = is_last or architecture == "skip"              # does this block add to the image?
+        self.has_shortcut = has_input and architecture == "resnet"
+        self.convs = ("conv0", "conv1") if has_input else ("conv1",)
+        self.num_conv = len(self.convs)
+        self.num_torgb = int(self.shows)
+        if has_input:
             self.conv0 = SynthesisLayer(in_channels + cond_channels, out_channels, up=2, **layer)
-            self.num_conv += 1
+        else:
+            self.const = nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         self.conv1 = SynthesisLayer(out_channels + cond_channels, out_channels, **layer)
-        self.num_conv += 1
-        if is_last or architecture == "skip":
+        if self.shows:
             self.torgb = ToRGBLayer(out_channels, img_channels, **shared)
-            self.num_torgb += 1
-        if in_channels != 0 and architecture == "resnet":
+        if self.has_shortcut:
             self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, up=2, resample_filter=resample_filter, channels_last=self.channels_last)
 
     def forward(self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, rays: Any = None, force_fp32: bool = False,
@@ -179,33 +180,31 @@ class SynthesisBlock(nn.Module):
         dtype, memory_format = self._numerics(ws.device, force_fp32)
         if fused_modconv is None:
             fused_modconv = not self.training if self.fused_modconv_default == "inference_only" else self.fused_modconv_default
-        layer_kwargs["fused_modconv"] = fused_modconv
-        w = iter(ws.unbind(dim=1))
+        x = self._features(x, ws.shape[0]).to(dtype=dtype, memory_format=memory_format)
 
+        shortcut = self.skip(x, gain=sqrt_half()) if self.has_shortcut else None
+        for i, name in enumerate(self.convs):
+            gain = sqrt_half() if self.has_shortcut and name == self.convs[-1] else 1
+            x = getattr(self, name)(rays.append_to(x), ws[:, i], gain=gain, fused_modconv=fused_modconv, **layer_kwargs)
+        x = x if shortcut is None else shortcut.add_(x)
+        return x, self._image(x, img, ws, fused_modconv)
+
+    def _features(self, x: torch.Tensor | None, batch_size: int) -> torch.Tensor:
+        """What comes in: the features of the block below, or the learned constant for each sample."""
         if self.in_channels == 0:
-            x = self.const.to(dtype=dtype).unsqueeze(0).repeat(ws.shape[0], 1, 1, 1).contiguous(memory_format=memory_format)
-        else:
-            misc.assert_shape(x, [None, self.in_channels, self.resolution // 2, self.resolution // 2])
-            x = x.to(dtype=dtype, memory_format=memory_format)
+            return self.const.expand(batch_size, -1, -1, -1)
+        misc.assert_shape(x, [None, self.in_channels, self.resolution // 2, self.resolution // 2])
+        return x
 
-        if self.in_channels == 0:
-            x = self.conv1(rays.append_to(x), next(w), **layer_kwargs)
-        elif self.architecture == "resnet":
-            shortcut = self.skip(x, gain=sqrt_half())
-            x = self.conv0(rays.append_to(x), next(w), **layer_kwargs)
-            x = self.conv1(rays.append_to(x), next(w), gain=sqrt_half(), **layer_kwargs)
-            x = shortcut.add_(x)
-        else:
-            x = self.conv0(rays.append_to(x), next(w), **layer_kwargs)
-            x = self.conv1(rays.append_to(x), next(w), **layer_kwargs)
-
+    def _image(self, x: torch.Tensor, img: torch.Tensor | None, ws: torch.Tensor, fused_modconv: bool) -> torch.Tensor | None:
+        """The image so far, in float32 at this block's resolution, with this block's share."""
         if img is not None:
             misc.assert_shape(img, [None, self.img_channels, self.resolution // 2, self.resolution // 2])
             img = upfirdn2d.upsample2d(img, self.resample_filter)
-        if self.is_last or self.architecture == "skip":
-            rgb = self.torgb(x, next(w), fused_modconv=fused_modconv).to(torch.float32, memory_format=torch.contiguous_format)
-            img = rgb if img is None else img.add_(rgb)
-        return x, img
+        if not self.shows:
+            return img
+        share = self.torgb(x, ws[:, self.num_conv], fused_modconv=fused_modconv).to(torch.float32, memory_format=torch.contiguous_format)
+        return share if img is None else img.add_(share)
 
     def _numerics(self, device: torch.device, force_fp32: bool) -> tuple[torch.dtype, torch.memory_format]:
         """Half precision is for GPUs; elsewhere all is float32. CPUs convolve faster with channels innermost."""
