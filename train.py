@@ -235,11 +235,10 @@ def run_process(rank: int, config: dict, address: str | None = None, messages: A
             distributed.init(rank, config["num_gpus"], device, init_method=address)
             training_loop(config, rank=rank, device=device, load_network=load_network)
         except UserError as error:
-            if messages is None:
-                raise
-            messages.put(error.message)
-            os._exit(1)                  # an orderly exit would wait for the others, who wait in a collective
-        distributed.shutdown()
+            if messages is not None:
+                messages.put(error.message)
+            raise
+        distributed.shutdown()           # not after an error: the others may wait in a collective
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +137,8 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.data_loader_kwargs = dict(num_workers=options.workers, pin_memory=False, drop_last=True)
     if options.workers > 0:
         config.data_loader_kwargs.update(prefetch_factor=2, persistent_workers=True)
+        if sys.platform == "linux":      # a spawned worker whose process dies while it starts would live on for ever
+            config.data_loader_kwargs["multiprocessing_context"] = "fork"
     config.metrics = []
     config.total_kimg = preset.default_kimg if options.kimg is None else options.kimg
     config.kimg_per_tick = options.tick
