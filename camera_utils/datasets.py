@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from camera_utils.camera import Camera
-from dnnlib.util import UserError
+from dnnlib.util import UserError, closest
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,7 @@ DATASETS = {row.name: row for row in (
 def dataset_cameras(name: str) -> DatasetCameras:
     """The row of that name. Raises UserError, with the closest name, where there is none."""
     if name not in DATASETS:
-        close = difflib.get_close_matches(str(name).lower(), DATASETS, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown camera set {name!r}, expected one of {', '.join(DATASETS)}{hint}")
+        raise UserError(f"unknown camera set {name!r}; {closest(name, DATASETS)}expected one of {', '.join(DATASETS)}")
     return DATASETS[name]
 
 

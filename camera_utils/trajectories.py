@@ -6,7 +6,6 @@ A path over angles needs to know what stands at an angle: `make_camera(yaw, pitc
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import torch
 
 from camera_utils.camera import Camera
 from camera_utils.files import load_camera_file
-from dnnlib.util import UserError
+from dnnlib.util import UserError, closest
 
 MakeCamera = Callable[[torch.Tensor, torch.Tensor], Camera]
 Range = Sequence[float]
@@ -101,9 +100,7 @@ PATHS = {"orbit": Orbit, "spiral": Spiral, "sweep": Sweep}
 def trajectory(name: str, make_camera: MakeCamera, yaw_range: Range, pitch_range: Range = (0.0, 0.0)) -> Callable[[torch.Tensor], Camera]:
     """The path called orbit, spiral or sweep over these ranges [rad]. Raises UserError, with the closest name, for others."""
     if name not in PATHS:
-        close = difflib.get_close_matches(str(name).lower(), PATHS, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown camera path {name!r}, expected one of {', '.join(PATHS)}{hint}")
+        raise UserError(f"unknown camera path {name!r}; {closest(name, PATHS)}expected one of {', '.join(PATHS)}")
     return PATHS[name](make_camera, yaw_range, pitch_range)
 
 

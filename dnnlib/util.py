@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import hashlib
 import importlib
@@ -11,6 +12,7 @@ import re
 import sys
 import tempfile
 import urllib.parse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +44,13 @@ class UserError(click.ClickException, ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """"did you mean X? " for messages, X being the one of `names` most like `name`, whatever the case; "" where none resembles it."""
+    spelled = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(str(name).lower(), spelled, n=1, cutoff=0.4)
+    return f"did you mean {spelled[found[0]]}? " if found else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 import dnnlib
 from dnnlib import EasyDict, UserError
-from dnnlib.util import Logger, construct_class_by_name, format_time, format_time_brief, get_obj_by_name, open_url
+from dnnlib.util import Logger, closest, construct_class_by_name, format_time, format_time_brief, get_obj_by_name, open_url
 
 
 def test_easy_dict():
@@ -28,6 +28,12 @@ def test_easy_dict():
 def test_user_error_is_one_line_and_a_value_error():
     error = UserError("first\n   second")
     assert error.format_message() == "first second" and isinstance(error, ValueError) and error.exit_code == 1
+
+
+@pytest.mark.parametrize("name, hint", [("fhq", "did you mean FFHQ? "), ("CARDS", "did you mean cars? "), ("xyz", ""), ("", "")])
+def test_the_closest_name_is_suggested(name, hint):
+    assert closest(name, ["FFHQ", "afhq", "cars"]) == hint
+    assert closest(name, {}) == ""
 
 
 def test_objects_by_name():

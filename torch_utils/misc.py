@@ -7,12 +7,13 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from dnnlib import EasyDict
+from torch_utils import distributed
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tensors.
@@ -120,56 +121,95 @@ def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Mo
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Raises AssertionError where a parameter or buffer differs between this rank and rank 0."""
+    """Raises AssertionError on a rank whose parameters or buffers differ from those of rank 0, naming the first. Each rank must call it.
+
+    NaN equals NaN. `ignore_regex` excludes tensors by "Class.name", matched as a whole.
+    """
+    groups: dict[torch.dtype, dict[str, torch.Tensor]] = {}
     for name, tensor in named_params_and_buffers(module):
-        full_name = f"{type(module).__name__}.{name}"
-        if ignore_regex is not None and re.fullmatch(ignore_regex, full_name):
-            continue
-        mine = tensor.detach()
-        mine = torch.nan_to_num(mine) if mine.is_floating_point() else mine
-        other = mine.clone()
-        torch.distributed.broadcast(other, src=0)
-        assert torch.equal(mine, other), f"{full_name} differs from rank 0"
+        label = f"{type(module).__name__}.{name}"
+        if ignore_regex is None or not re.fullmatch(ignore_regex, label):
+            groups.setdefault(tensor.dtype, {})[label] = tensor.detach()
+
+    differing = []
+    for dtype, group in groups.items():
+        mine = torch.cat([tensor.flatten() for tensor in group.values()])
+        mine = mine.byte() if dtype == torch.bool else mine         # not every backend sends truth values
+        theirs = mine.clone()
+        distributed.broadcast_([theirs])
+        unequal = (mine != theirs) & ~((mine != mine) & (theirs != theirs))
+        parts = unequal.split([tensor.numel() for tensor in group.values()])
+        differing += [label for label, part in zip(group, parts) if part.any()]
+    more = f", as do {len(differing) - 1} more" if len(differing) > 1 else ""
+    assert not differing, f"rank {distributed.get_rank()}: {differing[0]} differs from rank 0{more}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Summary of a module.
+
+@dataclass
+class ModuleCall:
+    """A forward call that was observed."""
+
+    module: torch.nn.Module
+    depth: int                               # how many observed calls it ran inside
+    output: str = ""                         # shapes and dtypes of the tensors that it returned
+
+
+@contextlib.contextmanager
+def observe_calls(module: torch.nn.Module) -> Iterator[list[ModuleCall]]:
+    """While open, lists the forward calls of the module and of all inside it, in the order in which they begin."""
+    calls: list[ModuleCall] = []
+    running: list[ModuleCall] = []
+
+    def begin(part: torch.nn.Module, _args: Any) -> None:
+        call = ModuleCall(part, depth=len(running))
+        calls.append(call)
+        running.append(call)
+
+    def end(_part: torch.nn.Module, _args: Any, result: Any) -> None:
+        running.pop().output = _describe_tensors(result)
+
+    with contextlib.ExitStack() as hooks:
+        for part in module.modules():
+            hooks.enter_context(part.register_forward_pre_hook(begin))
+            hooks.enter_context(part.register_forward_hook(end))
+        yield calls
 
 
 def print_module_summary(module: torch.nn.Module, inputs: Any, max_nesting: int = 3, skip_redundant: bool = True) -> Any:
-    """Runs the module once and prints parameters, buffers, output shape and dtype of each submodule. Returns its outputs."""
-    depth, rows, hooks = [0], [], []
+    """Calls `module(*inputs)`, prints the calls inside it as an indented tree, and returns the outputs.
 
-    def enter(mod: torch.nn.Module, _inputs: Any) -> None:
-        depth[0] += 1
+    Each line counts the values of all that lies in the module, its parts included. `max_nesting`: how deep the tree goes.
+    With `skip_redundant`, modules without any values and repeated calls are left out.
+    """
+    with observe_calls(module) as calls:
+        outputs = module(*inputs)
 
-    def leave(mod: torch.nn.Module, _inputs: Any, outputs: Any) -> None:
-        depth[0] -= 1
-        if depth[0] <= max_nesting:
-            outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-            rows.append(EasyDict(mod=mod, outputs=[t for t in outputs if isinstance(t, torch.Tensor)]))
-
-    for mod in module.modules():
-        hooks += [mod.register_forward_pre_hook(enter), mod.register_forward_hook(leave)]
-    outputs = module(*inputs)
-    for hook in hooks:
-        hook.remove()
-
-    names = {mod: name for name, mod in module.named_modules()}
-    seen: set[int] = set()
-    table = [("Module", "Parameters", "Buffers", "Output shape", "Datatype")]
-    for row in rows:
-        fresh = [[t for t in tensors if id(t) not in seen] for tensors in (row.mod.parameters(), row.mod.buffers())]
-        seen |= {id(t) for t in fresh[0] + fresh[1]}
-        counts = [sum(t.numel() for t in tensors) for tensors in fresh]
-        if skip_redundant and not any(counts) and row.mod is not module:
+    names = {part: name for name, part in module.named_modules()}
+    lines = [("layer", "type", "weights", "state", "output")]
+    shown = set()
+    for call in calls:
+        sizes = [sum(tensor.numel() for tensor in tensors) for tensors in (call.module.parameters(), call.module.buffers())]
+        redundant = call.module in shown or not any(sizes)
+        if call.depth > max_nesting or (skip_redundant and redundant and call.depth > 0):
             continue
-        shape = str(list(row.outputs[0].shape)) if row.outputs else "-"
-        dtype = str(row.outputs[0].dtype).removeprefix("torch.") if row.outputs else "-"
-        table.append((names[row.mod] or "<top-level>", *(str(n) if n else "-" for n in counts), shape, dtype))
-    totals = [sum(t.numel() for t in tensors) for tensors in (module.parameters(), module.buffers())]
-    table.append(("Total", *map(str, totals), "-", "-"))
-    widths = [max(len(row[i]) for row in table) for i in range(5)]
-    print(f"\n{type(module).__name__}")
-    for i, row in enumerate(table):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-        if i in (0, len(table) - 2):
-            print("  ".join("-" * width for width in widths))
-    print()
+        shown.add(call.module)
+        layer = "  " * call.depth + (names[call.module] or "(whole)")
+        lines.append((layer, type(call.module).__name__, *(f"{size:,}" if size else "" for size in sizes), call.output))
+    print("\n" + _align(lines, right=(2, 3)) + "\n")
     return outputs
+
+
+def _describe_tensors(value: Any) -> str:
+    tensors = [item for item in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(item, torch.Tensor)]
+    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in tensors)
+
+
+def _align(lines: list[tuple[str, ...]], right: tuple[int, ...]) -> str:
+    """Text with columns as wide as they need; those numbered in `right` end together, the others begin together."""
+    columns = []
+    for index, column in enumerate(zip(*lines)):
+        width = max(map(len, column))
+        columns.append([cell.rjust(width) if index in right else cell.ljust(width) for cell in column])
+    return "\n".join("   ".join(line).rstrip() for line in zip(*columns))

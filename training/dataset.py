@@ -6,6 +6,7 @@ Labels of 25 numbers are cameras, and follow when the image is mirrored.
 
 from __future__ import annotations
 
+import functools
 import os
 
 import numpy as np
@@ -17,6 +18,23 @@ from training import image_decoding
 from training.dataset_labels import LABEL_FILE, read_labels
 from training.image_files import DataError, open_files
 from training.image_scan import broken_image, image_names, scan
+from training.labels import Labels
+
+ITEM = np.dtype([("raw_idx", np.int64), ("mirrored", np.bool_)])    # which image, and whether it is mirrored
+
+
+def choose_items(num_images: int, max_size: int | None, xflip: bool, random_seed: int) -> np.ndarray:
+    """The items of a data set in their order, ITEM [M]: the images chosen, by number; with `xflip` then all of them mirrored.
+
+    A choice of `max_size` images is the one that StyleGAN3 makes with that seed.
+    """
+    chosen = np.arange(num_images)
+    if max_size is not None and max_size < num_images:
+        chosen = np.sort(np.random.RandomState(random_seed % 2**31).permutation(num_images)[:max_size])
+    items = np.zeros([1 + bool(xflip), len(chosen)], dtype=ITEM)
+    items["raw_idx"] = chosen
+    items["mirrored"][1:] = True
+    return items.ravel()
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -33,22 +51,12 @@ class Dataset(torch.utils.data.Dataset):
         xflip           = False,    # Append a mirrored copy of each image.
         random_seed     = 0,        # Of the choice that max_size makes.
     ):
-        self._name = name
-        self._raw_shape = [int(size) for size in raw_shape]
-        self._use_labels = use_labels
-        self._raw_labels = None
-        self._mirrored_cameras = None
+        assert len(raw_shape) == 4 and (max_size is None or max_size > 0), (raw_shape, max_size)
+        self.name = name
         self.notes: list[str] = []
-        assert len(self._raw_shape) == 4 and (max_size is None or max_size > 0), (raw_shape, max_size)
-
-        self._raw_idx = np.arange(self._raw_shape[0], dtype=np.int64)
-        if max_size is not None and max_size < len(self._raw_idx):
-            np.random.RandomState(random_seed % 2**31).shuffle(self._raw_idx)
-            self._raw_idx = np.sort(self._raw_idx[:max_size])
-        self._xflip = np.zeros(len(self._raw_idx), dtype=bool)
-        if xflip:
-            self._raw_idx = np.concatenate([self._raw_idx, self._raw_idx])
-            self._xflip = np.concatenate([self._xflip, ~self._xflip])
+        self._num_images, *self._image_shape = map(int, raw_shape)
+        self._use_labels = use_labels
+        self._items = choose_items(self._num_images, max_size, xflip, random_seed)
 
     def _load_raw_image(self, raw_idx: int) -> np.ndarray:
         """Image `raw_idx`, uint8 [C, H, W]. For subclasses."""
@@ -64,47 +72,38 @@ class Dataset(torch.utils.data.Dataset):
     # --- items
 
     def __len__(self) -> int:
-        return len(self._raw_idx)
+        return len(self._items)
 
     def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
-        image = self._load_raw_image(int(self._raw_idx[idx]))
-        assert image.dtype == np.uint8 and list(image.shape) == self.image_shape, (image.dtype, image.shape)
-        return np.array(image[:, :, ::-1] if self._xflip[idx] else image, order="C"), self.get_label(idx)
+        raw_idx, mirrored = self._items[idx].item()
+        image = self._load_raw_image(raw_idx)
+        assert image.dtype == np.uint8 and list(image.shape) == self._image_shape, (image.dtype, image.shape)
+        return np.array(np.flip(image, axis=2) if mirrored else image, order="C"), self._labels.encoded(raw_idx, mirrored)
 
     def get_label(self, idx: int) -> np.ndarray:
         """Label of item `idx`, float32 [label_dim]; of a mirrored image the mirrored camera, if it is one."""
-        raw_idx = self._raw_idx[idx]
-        if self._xflip[idx] and self.has_camera_labels:
-            return self._get_mirrored_cameras()[raw_idx].copy()
-        label = self._get_raw_labels()[raw_idx]
-        if not self.has_onehot_labels:
-            return label.copy()
-        return np.eye(1, self.label_dim, k=int(label), dtype=np.float32)[0]
+        return self._labels.encoded(*self._items[idx].item())
 
     def get_details(self, idx: int) -> EasyDict:
         """Where item `idx` comes from: raw_idx, xflip, and raw_label as it is stored."""
-        raw_idx = int(self._raw_idx[idx])
-        return EasyDict(raw_idx=raw_idx, xflip=bool(self._xflip[idx]), raw_label=self._get_raw_labels()[raw_idx].copy())
+        raw_idx, mirrored = self._items[idx].item()
+        return EasyDict(raw_idx=raw_idx, xflip=mirrored, raw_label=self._labels.raw[raw_idx].copy())
 
     # --- what the items are like
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def image_shape(self) -> list[int]:
         """[C, H, W]."""
-        return list(self._raw_shape[1:])
+        return list(self._image_shape)
 
     @property
     def num_channels(self) -> int:
-        return self.image_shape[0]
+        return self._image_shape[0]
 
     @property
     def resolution(self) -> int:
         """Width and height. Raises DataError where they differ."""
-        _, height, width = self.image_shape
+        _, height, width = self._image_shape
         if height != width:
             raise DataError(f"--data={self._source}: the images are {width} wide and {height} high, expected squares; crop or pad them first")
         return width
@@ -119,30 +118,26 @@ class Dataset(torch.utils.data.Dataset):
         return size
 
     @property
-    def label_shape(self) -> list[int]:
-        """[D]; [number of classes] where the raw labels are class numbers."""
-        labels = self._get_raw_labels()
-        return [int(labels.max()) + 1] if self.has_onehot_labels else list(labels.shape[1:])
+    def label_dim(self) -> int:
+        """Length of an item's label; the number of classes where the raw labels are class numbers."""
+        return self._labels.dim
 
     @property
-    def label_dim(self) -> int:
-        shape = self.label_shape
-        assert len(shape) == 1, shape
-        return shape[0]
+    def label_shape(self) -> list[int]:
+        return [self.label_dim]
 
     @property
     def has_labels(self) -> bool:
-        return any(size > 0 for size in self.label_shape)
+        return self.label_dim > 0
 
     @property
     def has_onehot_labels(self) -> bool:
-        return self._get_raw_labels().dtype == np.int64
+        return self._labels.are_classes
 
     @property
     def has_camera_labels(self) -> bool:
         """Are the labels 25 numbers each?"""
-        labels = self._get_raw_labels()
-        return labels.dtype == np.float32 and labels.shape[1:] == (camera_utils.LABEL_DIM,)
+        return self._labels.are_cameras
 
     # --- cameras
 
@@ -152,53 +147,38 @@ class Dataset(torch.utils.data.Dataset):
         With `allow_geometry`, what only looks wrong from where the cameras stand is let pass.
         """
         if not self.has_camera_labels:
-            raise DataError(f"--data={self._source}: {self._describe_labels()}, expected cameras, {camera_utils.LABEL_DIM} numbers per image, in "
+            raise DataError(f"--data={self._source}: {self._labels.describe()}, expected cameras, {camera_utils.LABEL_DIM} numbers per image, in "
                 f"{LABEL_FILE}: cam2world (4x4, row by row), then intrinsics (3x3, in units of the image size); for other labels use --cfg=stylegan2")
-        chosen = self._raw_idx[~self._xflip]
+        chosen = self._items["raw_idx"][~self._items["mirrored"]]
+        names = [self._raw_name(index) for index in chosen]
         try:
-            return camera_utils.check_camera_labels(self._get_raw_labels()[chosen], [self._raw_name(index) for index in chosen],
-                                                    allow_geometry=allow_geometry)
+            return camera_utils.check_camera_labels(self._labels.raw[chosen], names, allow_geometry=allow_geometry)
         except ValueError as error:
             raise DataError(f"--data={self._source}: {error}") from error
 
     def camera_stats(self) -> dict:
         """Plain numbers that describe the cameras of all items, mirrored ones included: what a snapshot carries."""
-        assert self.has_camera_labels, self._describe_labels()
-        labels = self._get_raw_labels()[self._raw_idx]
-        if self._xflip.any():
-            labels[self._xflip] = self._get_mirrored_cameras()[self._raw_idx[self._xflip]]
-        return camera_utils.camera_stats(labels)
+        assert self.has_camera_labels, self._labels.describe()
+        return camera_utils.camera_stats(np.stack([self.get_label(idx) for idx in range(len(self))]))
 
     # --- inside
+
+    @functools.cached_property
+    def _labels(self) -> Labels:
+        """Of all images, chosen or not; read when first needed."""
+        raw = self._load_raw_labels() if self._use_labels else None
+        raw = np.zeros([self._num_images, 0], dtype=np.float32) if raw is None else raw
+        assert len(raw) == self._num_images, (raw.shape, self._num_images)
+        return Labels(raw)
 
     @property
     def _source(self) -> str:
         """How messages call the data set."""
-        return self._name
+        return self.name
 
     def _raw_name(self, raw_idx: int) -> str:
         """How messages call an image."""
         return f"image {raw_idx}"
-
-    def _get_raw_labels(self) -> np.ndarray:
-        """float32 [N, D] or int64 [N]; without labels [N, 0]."""
-        if self._raw_labels is None:
-            labels = self._load_raw_labels() if self._use_labels else None
-            labels = np.zeros([self._raw_shape[0], 0], dtype=np.float32) if labels is None else labels
-            assert len(labels) == self._raw_shape[0] and (labels.dtype, labels.ndim) in ((np.float32, 2), (np.int64, 1)), (labels.shape, labels.dtype)
-            self._raw_labels = labels
-        return self._raw_labels
-
-    def _get_mirrored_cameras(self) -> np.ndarray:
-        """float32 [N, 25]."""
-        if self._mirrored_cameras is None:
-            self._mirrored_cameras = camera_utils.Camera.from_label(self._get_raw_labels()).mirror().to_label().numpy()
-        return self._mirrored_cameras
-
-    def _describe_labels(self) -> str:
-        if not self.has_labels:
-            return "no labels are in use"
-        return "the labels are class numbers" if self.has_onehot_labels else f"the labels have {self.label_dim} numbers"
 
 
 class ImageFolderDataset(Dataset):
@@ -230,7 +210,7 @@ class ImageFolderDataset(Dataset):
         name = os.path.splitext(os.path.basename(os.path.abspath(self._path)))[0]
         super().__init__(name=name, raw_shape=[len(self._image_names), *shape], **super_kwargs)
         self.notes += notes
-        self._get_raw_labels()      # so that bad labels are found now
+        _ = self._labels            # read now, so that bad ones are found now
 
     def _load_raw_image(self, raw_idx: int) -> np.ndarray:
         name = self._image_names[raw_idx]
@@ -239,7 +219,7 @@ class ImageFolderDataset(Dataset):
             pixels = image_decoding.decode(data)
         except Exception as error:  # decoders raise whatever they like
             raise broken_image(self._files, name, error) from error
-        channels, height, width = self.image_shape
+        channels, height, width = self._image_shape
         if pixels.shape[:2] != (height, width):
             raise DataError(f"{self._files.locate(name)}: {pixels.shape[1]} wide, {pixels.shape[0]} high, expected {width} wide, {height} high; "
                             "resize or crop it first")

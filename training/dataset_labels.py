@@ -24,7 +24,7 @@ def read_labels(files: ZipFiles | FolderFiles, image_names: list[str]) -> tuple[
     absent = [name for name in image_names if table.get(name) is None]
     if absent:
         raise DataError(f"{where}: {len(absent)} of {len(image_names)} images have no label, the first is {absent[0]}; "
-                        "add their labels, remove the images, or train without labels (--cond=0)")
+                        "add their labels, remove the images, or train without labels (--cfg=stylegan2 --cond=0)")
     extra = sorted(table.keys() - set(image_names))
     if extra:
         notes.append(f"{where}: {len(extra)} labels are of images that are not there (the first is {extra[0]}); ignored")
@@ -35,7 +35,7 @@ def _read_table(files: ZipFiles | FolderFiles, where: str) -> tuple[dict[str, An
     """Label by image name, as parsed."""
     if LABEL_FILE not in files.names:
         nested = min((name for name in files.names if name.endswith("/" + LABEL_FILE)), default=None)
-        hint = "write one, or train without labels (--cond=0)"
+        hint = "write one, or train without labels (--cfg=stylegan2 --cond=0)"
         if nested:
             hint = f"there is {nested}: move it to the top, and name the images from there"
         raise DataError(f"--data={files.path}: labels are wanted (--cond=1, or a raycond preset), but there is no {LABEL_FILE}; {hint}")
@@ -50,7 +50,7 @@ def _read_table(files: ZipFiles | FolderFiles, where: str) -> tuple[dict[str, An
     labels = document.get("labels")
     if labels is None:
         raise DataError(f'{where}: has no "labels", but labels are wanted (--cond=1, or a raycond preset); add {EXPECTED}, '
-                        "or train without labels (--cond=0)")
+                        "or train without labels (--cfg=stylegan2 --cond=0)")
     pairs = labels.items() if isinstance(labels, dict) else labels
     if isinstance(pairs, (str, int, float)):
         raise DataError(f'{where}: "labels" holds {_describe(labels)}, expected {EXPECTED}')
@@ -81,7 +81,7 @@ def _as_array(labels: list, names: list[str], where: str) -> np.ndarray:
     if not isinstance(first, list):
         return np.array(labels, dtype=np.int64)
     if not first:
-        raise DataError(f"{where}: the labels are empty lists; give numbers, or train without labels (--cond=0)")
+        raise DataError(f"{where}: the labels are empty lists; give numbers, or train without labels (--cfg=stylegan2 --cond=0)")
     with np.errstate(over="ignore"):
         array = np.array(labels, dtype=np.float64).astype(np.float32)
     bad = ~np.isfinite(array)

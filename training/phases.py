@@ -86,8 +86,9 @@ class Stepper:
         phase.module.requires_grad_(True)
         for k, samples in enumerate(self.rounds):
             mine = slice(k, None, len(self.rounds))
+            gen_z, gen_c = torch.from_numpy(z[samples]).to(self.device), torch.from_numpy(self._labels(items[samples])).to(self.device)
             self.loss.accumulate_gradients(phase=phase.name, real_img=batch.images[mine], real_c=batch.labels[mine],
-                                           gen_z=torch.from_numpy(z[samples]).to(self.device), gen_c=torch.from_numpy(self._labels(items[samples])).to(self.device),
+                                           gen_z=gen_z, gen_c=gen_c,
                                            gain=phase.interval / len(self.rounds), cur_nimg=cur_nimg, draws=random.draws(samples))
         phase.module.requires_grad_(False)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from dnnlib import UserError
+from dnnlib.util import UserError, closest
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,4 @@ def lookup(table: Mapping[str, Row], name: str, option: str) -> Row:
     """The row called `name`; a UserError with the closest name otherwise."""
     if name in table:
         return table[name]
-    close = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"{option}={name}: no such name; {hint}there are {', '.join(table)}")
+    raise UserError(f"{option}={name}: no such name; {closest(name, table)}there are {', '.join(table)}")
