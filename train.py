@@ -12,7 +12,7 @@ import click
 import dnnlib
 from dnnlib import UserError
 from training import config as cfg
-from training.presets import PRESETS, RECIPES
+from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS, RECIPES
 
 EXAMPLES = """\b
 Examples:
@@ -73,7 +73,10 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--gamma",        help="R1 weight; auto: 0.0002 * resolution^2 / batch  [default: auto]", type=GammaType())
 @click.option("--cond",         help="Train with labels  [default: on for networks with rays]", type=bool, metavar="BOOL")
 @click.option("--mirror",       help="Mirror the images, and their cameras, too", type=bool, default=False, metavar="BOOL")
-@click.option("--aug",          help="Augmentation  [default: noaug]", type=click.Choice(["noaug", "ada", "fixed"]))
+@click.option("--aug",          help="Augmentation of what D sees; ada: as strong as D overfits  [default: noaug]",
+              type=click.Choice(["noaug", "ada", "fixed"]))
+@click.option("--augpipe",      help=f"What --aug does: {', '.join([*AUGMENTATIONS, *AUGMENTATION_SUMS])}, or a sum like color+noise  "
+              "[default: color where labels are cameras, else bgc]", metavar="NAME")
 @click.option("--resume",       help="Start from this network: a file or an address", metavar="PKL|URL")
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
@@ -83,8 +86,8 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
               type=click.Choice(["strict", "off"]), default="strict")
 # Hyperparameters.
-@click.option("--p",            help="Probability for --aug=fixed", type=click.FloatRange(0, 1), default=0.2)
-@click.option("--target",       help="Target of --aug=ada", type=click.FloatRange(0, 1), default=0.6)
+@click.option("--p",            help="Probability for --aug=fixed  [default: 0.2]; where --aug=ada starts  [default: 0]", type=click.FloatRange(0, 1))
+@click.option("--target",       help="Mean sign of D on real images that --aug=ada holds", type=click.FloatRange(0, 1), default=0.6)
 @click.option("--batch-gpu",    help="Images per process and pass; fewer need less memory  [default: batch / gpus]", type=POSITIVE)
 @click.option("--cbase",        help="Channels at resolution r are this / r ...", type=POSITIVE)
 @click.option("--cmax",         help="... but at most this", type=POSITIVE)

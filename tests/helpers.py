@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from click.testing import CliRunner
 
 DATA = Path(__file__).parent / "data"
 
@@ -29,3 +30,15 @@ def assert_close_rel(actual, expected, tol, what=""):
     scale = float(np.abs(expected).max()) if expected.size else 0.0
     error = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max()) if expected.size else 0.0
     assert error <= tol * scale, f"{what}: off by {error:.3g}, allowed {tol * scale:.3g} ({tol} x {scale:.3g})"
+
+
+def run_train(*args):
+    """train.py in this process: (exit code, output)."""
+    import train
+    result = CliRunner().invoke(train.main, [str(a) for a in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output + repr(result.exception)
+    return result.exit_code, result.output
+
+
+def options_of(output):
+    return json.loads(output[output.index("{") : output.rindex("}") + 1])

@@ -356,7 +356,7 @@ def test_tensor_bytes(name, protocol):
 
 def test_views_become_dense():
     base = torch.arange(24.0).view(4, 6)
-    for view in (base[:, ::2], base[1:3, 2:5], base[0].expand(3, 6)):
+    for view in (base[:, ::2], base[1:3, 2:5], base[0].expand(3, 6), torch.tensor(3.0).expand(1)):
         data = dumps(view)
         assert torch.equal(pickle.loads(data), view)
         assert len(data) < view.numel() * 4 + 150                  # not the whole storage

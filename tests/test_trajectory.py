@@ -1,14 +1,18 @@
 """Six iterations of training, pinned: gradients of every phase, weights, gradient norms, path length mean."""
 
 import numpy as np
+import pytest
 import torch
 from helpers import assert_close_rel, load_golden
 
 from torch_utils import misc
-from training import discriminator, networks_raycond2
+from training import discriminator, networks_raycond2, networks_raycond3
 from training.ema import GeneratorEMA
 from training.loss import StyleGAN2Loss
 from training.phases import make_phases, update_weights
+
+
+GENERATORS = {"trajectory_raycond2.npz": networks_raycond2.Generator, "trajectory_raycond3t.npz": networks_raycond3.Generator}
 
 
 def copy_state(module, golden, prefix):
@@ -26,9 +30,9 @@ def vector(module, golden=None, prefix=None):
     return torch.cat([row.flatten().double() for row in rows])
 
 
-def make(golden):
+def make(golden, generator):
     config = golden["config"]
-    G = networks_raycond2.Generator(**config["G_kwargs"]).train().requires_grad_(False)
+    G = generator(**config["G_kwargs"]).train().requires_grad_(False)
     D = discriminator.Discriminator(**config["D_kwargs"]).train().requires_grad_(False)
     copy_state(G, golden, "G0/")
     copy_state(D, golden, "D0/")
@@ -49,10 +53,12 @@ def accumulate(golden, config, loss, phase, index, step):
     phase.module.requires_grad_(False)
 
 
-def test_first_gradients_of_each_phase():
-    golden = load_golden("trajectory_raycond2.npz")
-    for index, name in enumerate(["Gmain", "Greg", "Dmain", "Dreg"]):
-        config, _, _, loss, phases = make(golden)
+@pytest.mark.parametrize("file, names", [("trajectory_raycond2.npz", ["Gmain", "Greg", "Dmain", "Dreg"]),
+                                         ("trajectory_raycond3t.npz", ["Gboth", "Dmain", "Dreg"])])
+def test_first_gradients_of_each_phase(file, names):
+    golden = load_golden(file)
+    for index, name in enumerate(names):
+        config, _, _, loss, phases = make(golden, GENERATORS[file])
         phase = phases[index]
         assert phase.name == name
         torch.manual_seed(index)
@@ -66,9 +72,10 @@ def test_first_gradients_of_each_phase():
             assert error <= 2e-3 * max(np.abs(value).max(), 1e-3 * scale), f"{name} {key}: off by {error}, largest {np.abs(value).max()}"
 
 
-def test_six_iterations():
-    golden = load_golden("trajectory_raycond2.npz")
-    config, G, D, loss, phases = make(golden)
+@pytest.mark.parametrize("file", GENERATORS)
+def test_six_iterations(file):
+    golden = load_golden(file)
+    config, G, D, loss, phases = make(golden, GENERATORS[file])
     ema = GeneratorEMA(G, config["ema_kimg"], config["ema_rampup"])
     norms = {}
     cur_nimg = 0

@@ -30,7 +30,8 @@ def encode(tensor: torch.Tensor, protocol: int = 5) -> tuple:
         raise pickle.PicklingError(f"cannot store a tensor of layout {tensor.layout} and dtype {tensor.dtype} on {tensor.device}")
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
     order = tuple(sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d)))       # outermost dimension in memory first
-    flat = tensor.permute(order).contiguous().reshape(-1).view(torch.uint8).numpy()
+    dense = tensor.permute(order).contiguous()
+    flat = dense.as_strided([dense.numel()], [1]).view(torch.uint8).numpy()              # a single number may have any stride
     data = pickle.PickleBuffer(flat) if protocol >= 5 else flat.tobytes()
     name = str(tensor.dtype).removeprefix("torch.")
     return (data, name, tuple(tensor.shape)) + (() if order == tuple(range(tensor.ndim)) else (order,))

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+import dnnlib
 from torch_utils import training_stats
 
 
@@ -16,7 +17,7 @@ class NoAugmentation:
     p = 0.0
 
     def update(self, step: int, batch_size: int) -> None:
-        """Nothing to adapt."""
+        """Nothing to adapt. `step`: how many steps are done."""
 
 
 class FixedStrength:
@@ -52,3 +53,16 @@ class AdaptiveStrength(FixedStrength):
             return
         move = (overfit > self.target) - (overfit < self.target)
         self.pipe.p.copy_((self.pipe.p + move * batch_size * self.interval / (self.kimg * 1000)).clamp(min=0))
+
+
+def make_augmentation(config: dict, device: torch.device) -> NoAugmentation | FixedStrength | AdaptiveStrength:
+    """From `augment_kwargs` (None: no augmentation), `augment_p` (where p starts) and, for the adaptive kind, `ada_target`, `ada_interval`
+    and `ada_kimg` in a run's configuration.
+    """
+    if config.get("augment_kwargs") is None:
+        return NoAugmentation()
+    pipe = dnnlib.util.construct_class_by_name(**config["augment_kwargs"]).train().requires_grad_(False).to(device)
+    pipe.p.fill_(config.get("augment_p", 0.0))
+    if config.get("ada_target") is None:
+        return FixedStrength(pipe)
+    return AdaptiveStrength(pipe, config["ada_target"], config["ada_interval"], config["ada_kimg"])

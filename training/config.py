@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnlib import EasyDict, UserError
-from training.presets import PRESETS, RECIPES, Preset, lookup
+from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, RECIPES, Preset, lookup
 
 
 @dataclass
@@ -27,12 +27,13 @@ class Options:
     cond: bool | None           = None
     mirror: bool                = False
     aug: str | None             = None
+    augpipe: str | None         = None
     resume: str | None          = None
     ray_init: str               = "zero"
     freezed: int                = 0
     rays: str | None            = None
     dcond: str | None           = None
-    p: float                    = 0.2
+    p: float | None             = None
     target: float               = 0.6
     batch_gpu: int | None       = None
     cbase: int | None           = None
@@ -88,10 +89,7 @@ def apply_recipe(options: Options) -> Options:
 def preset_of(options: Options) -> Preset:
     if options.cfg is None:
         raise UserError(f"--cfg is missing; choose one of {', '.join(PRESETS)} (or a --recipe)")
-    preset = lookup(PRESETS, options.cfg, "--cfg")
-    if not preset.available:
-        raise UserError(f"--cfg={options.cfg}: not yet; for now there are {', '.join(name for name, row in PRESETS.items() if row.available)}")
-    return preset
+    return lookup(PRESETS, options.cfg, "--cfg")
 
 
 def dcond_of(options: Options, preset: Preset) -> str:
@@ -111,13 +109,13 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     _check_data(options, preset, data, notes)
     batch, batch_gpu = _check_batch(options, preset)
     gamma = _gamma(options, data.resolution, batch, notes)
-    if options.aug not in (None, "noaug"):
-        raise UserError(f"--aug={options.aug}: not yet; use --aug=noaug")
     if options.metrics:
         notes.append("Metrics are not there yet: --metrics is skipped.")
 
     config = EasyDict(num_gpus=options.gpus, batch_size=batch, batch_gpu=batch_gpu, random_seed=options.seed)
     config.G_kwargs, config.D_kwargs = _network_kwargs(options, preset)
+    if preset.magnitude_ema:
+        config.G_kwargs.magnitude_ema_beta = 0.5 ** (batch / 20000)
     config.G_opt_kwargs = _adam(preset.glr if options.glr is None else options.glr)
     config.D_opt_kwargs = _adam(preset.dlr if options.dlr is None else options.dlr)
     config.G_reg_interval, config.D_reg_interval = preset.G_reg_interval, preset.D_reg_interval
@@ -127,6 +125,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
         config.loss_kwargs.update(blur_init_sigma=preset.blur_init_sigma, blur_fade_kimg=batch * 200 / 32)
+    config.update(_augmentation(options, data, notes))
     config.resume_pkl, config.ray_init = options.resume, options.ray_init
     if options.resume is not None:
         config.ema_rampup = None
@@ -189,6 +188,33 @@ def _gamma(options: Options, resolution: int, batch: int, notes: list[str]) -> f
         notes.append(f"--gamma=auto: R1 weight {gamma:g} = 0.0002 * {resolution}^2 / {batch}, a start; look at the curves and try a few.")
         return gamma
     return float(options.gamma)
+
+
+def _augmentation(options: Options, data: DataInfo, notes: list[str]) -> dict[str, Any]:
+    """The part of the configuration that training.ada builds on."""
+    aug = options.aug or "noaug"
+    if aug == "noaug":
+        if options.augpipe is not None:
+            raise UserError(f"--augpipe={options.augpipe}: there is no augmentation; add --aug=ada or --aug=fixed, or leave --augpipe out")
+        if options.p is not None:
+            notes.append(f"There is no augmentation: --p={options.p:g} has no effect.")
+        return dict(augment_kwargs=None, augment_p=0.0)
+    transforms = _transforms(options.augpipe or ("color" if data.has_camera_labels else "bgc"), data.has_camera_labels)
+    config = dict(augment_kwargs=dict(class_name="training.augment.AugmentPipe", **dict.fromkeys(transforms, 1)))
+    if aug == "fixed":
+        return dict(config, augment_p=0.2 if options.p is None else options.p)
+    return dict(config, augment_p=options.p or 0.0, ada_target=options.target, ada_interval=4, ada_kimg=500 if options.resume is None else 100)
+
+
+def _transforms(augpipe: str, has_camera_labels: bool) -> list[str]:
+    """'bg+noise' -> the transforms' names."""
+    known = {**{name: name for name in AUGMENTATIONS}, **AUGMENTATION_SUMS}
+    groups = [group for part in augpipe.split("+") for group in lookup(known, part, "--augpipe").split("+")]
+    moving = [group for group in MOVING_AUGMENTATIONS if group in groups]
+    if moving and has_camera_labels:
+        raise UserError(f"--augpipe={augpipe}: {' and '.join(moving)} would move what is in the image but not the camera in its label, so that D learned "
+                        "wrong poses; use color, filter, noise, cutout or a sum of them (and --mirror=1 to mirror images and cameras)")
+    return [name for group in AUGMENTATIONS if group in groups for name in AUGMENTATIONS[group]]
 
 
 def _network_kwargs(options: Options, preset: Preset) -> tuple[EasyDict, EasyDict]:

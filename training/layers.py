@@ -38,6 +38,7 @@ def modulated_conv2d(
     demodulate:         bool    = True,                 # Bring each output channel back to unit scale?
     flip_weight:        bool    = True,                 # True: correlation, as torch.nn.functional.conv2d.
     fused_modconv:      bool    = True,                 # Scale the kernels of each sample instead of its features?
+    input_gain:         torch.Tensor | None = None,     # Scale of the input that demodulation leaves in  [], [I] or [N, I].
 ) -> torch.Tensor:                                      # [N, O, H', W']
     """Convolution whose kernels are scaled by `styles` per sample, equation 1, then normalised per output, equation 3.
 
@@ -49,6 +50,7 @@ def modulated_conv2d(
     if demodulate and x.dtype == torch.float16:
         weight, styles = _scale_to_unit_peak(weight, styles)
     decay = _demodulation(weight, styles) if demodulate else None           # [N, O]
+    styles = styles if input_gain is None else styles * input_gain
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
 
     # Grouped convolutions of several samples are slow on a CPU; one sample needs no groups anywhere.
@@ -93,7 +95,7 @@ class FullyConnectedLayer(nn.Module):
         bias:           bool    = True,
         activation:     str     = "linear",             # A name in bias_act.activation_funcs.
         lr_multiplier:  float   = 1,                    # Slows this layer down by storing its weights larger.
-        bias_init:      float   = 0,
+        bias_init:      float | Sequence[float] = 0,    # One number, or one per output.
         weight_init:    float   = 1,                    # Standard deviation of the initial weights.
     ):
         super().__init__()
@@ -101,7 +103,7 @@ class FullyConnectedLayer(nn.Module):
         self.out_features = out_features
         self.activation = activation
         self.weight = nn.Parameter(torch.randn([out_features, in_features]) * (weight_init / lr_multiplier))
-        self.bias = nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
+        self.bias = nn.Parameter(torch.zeros([out_features]) + torch.as_tensor(bias_init, dtype=torch.float32)) if bias else None
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         self.bias_gain = lr_multiplier
 

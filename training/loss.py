@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 from torch_utils import training_stats
 from torch_utils.distributed import mean_over_ranks
 from torch_utils.ops import upfirdn2d
+from training.augment.draws import DrawSource
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Draws:
     mix_z: Callable[[torch.Tensor], torch.Tensor]                   # z [N, z_dim] -> the latents to mix in, same shape
     mix_cutoff: Callable[[int, int, float], torch.Tensor]           # N, num_ws, probability -> first mixed layer [N]; num_ws: none
     image_noise: Callable[[torch.Tensor], torch.Tensor]             # images -> normal noise of their shape
+    augment: Callable[[str], DrawSource | None]                     # 'fake' or 'real' -> what augments these images; None: global generators
 
 
 def _global_mix_cutoff(batch: int, num_ws: int, probability: float) -> torch.Tensor:
@@ -30,7 +32,7 @@ def _global_mix_cutoff(batch: int, num_ws: int, probability: float) -> torch.Ten
     return torch.where(torch.rand([batch]) < probability, cutoff, num_ws)
 
 
-GLOBAL_DRAWS = Draws(mix_z=torch.randn_like, mix_cutoff=_global_mix_cutoff, image_noise=torch.randn_like)
+GLOBAL_DRAWS = Draws(mix_z=torch.randn_like, mix_cutoff=_global_mix_cutoff, image_noise=torch.randn_like, augment=lambda kind: None)
 
 
 class StyleGAN2Loss:
@@ -74,14 +76,15 @@ class StyleGAN2Loss:
             ws = torch.where(mixed[:, :, None], other, ws)
         return self.G.synthesis(ws, c, update_emas=update_emas), ws
 
-    def run_D(self, img: torch.Tensor, c: torch.Tensor, blur_sigma: float = 0, update_emas: bool = False) -> torch.Tensor:
+    def run_D(self, img: torch.Tensor, c: torch.Tensor, blur_sigma: float = 0, update_emas: bool = False,
+              augment_draws: DrawSource | None = None) -> torch.Tensor:
         """Logits [N, 1] of images after blur and augmentation."""
         reach = math.floor(blur_sigma * 3)
         if reach > 0:
             taps = torch.arange(-reach, reach + 1, device=img.device).div(blur_sigma).square().neg().exp2()
             img = upfirdn2d.filter2d(img, taps / taps.sum())
         if self.augment_pipe is not None:
-            img = self.augment_pipe(img)
+            img = self.augment_pipe(img) if augment_draws is None else self.augment_pipe(img, draws=augment_draws)
         return self.D(img, c, update_emas=update_emas)
 
     def blur_sigma(self, cur_nimg: int) -> float:
@@ -107,12 +110,12 @@ class StyleGAN2Loss:
             reg = reg and self.r1_gamma != 0
             fake_loss = self._discriminator_fake(gen_z, gen_c, gain, sigma, draws) if main else None
             if main or reg:
-                self._discriminator_real(real_img, real_c, gain, sigma, fake_loss, reg)
+                self._discriminator_real(real_img, real_c, gain, sigma, draws, fake_loss, reg)
 
     def _generator_main(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws) -> None:
         """G wants its images taken for real."""
         img, _ = self.run_G(gen_z, gen_c, draws=draws)
-        logits = self.run_D(img, gen_c, sigma)
+        logits = self.run_D(img, gen_c, sigma, augment_draws=draws.augment("fake"))
         loss = softplus(-logits)
         _report_logits("fake", logits)
         training_stats.report("Loss/G/loss", loss)
@@ -140,17 +143,17 @@ class StyleGAN2Loss:
         """D wants generated images taken for generated. Returns this part of its loss, for the statistics."""
         with torch.no_grad():
             img, _ = self.run_G(gen_z, gen_c, update_emas=True, draws=draws)
-        logits = self.run_D(img, gen_c, sigma, update_emas=True)
+        logits = self.run_D(img, gen_c, sigma, update_emas=True, augment_draws=draws.augment("fake"))
         _report_logits("fake", logits)
         loss = softplus(logits)
         loss.mean().mul(gain).backward()
         return loss.detach()
 
-    def _discriminator_real(self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float, sigma: float, fake_loss: torch.Tensor | None,
-                            reg: bool) -> None:
+    def _discriminator_real(self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float, sigma: float, draws: Draws,
+                            fake_loss: torch.Tensor | None, reg: bool) -> None:
         """D wants real images taken for real (where there is a `fake_loss` to go with it); R1 flattens D around them."""
         img = real_img.detach().requires_grad_(reg)
-        logits = self.run_D(img, real_c, sigma)
+        logits = self.run_D(img, real_c, sigma, augment_draws=draws.augment("real"))
         _report_logits("real", logits)
         total = torch.zeros_like(logits)
         if fake_loss is not None:

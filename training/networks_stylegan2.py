@@ -16,6 +16,7 @@ from torch import nn
 from torch_utils import misc, persistence
 from torch_utils.ops import upfirdn2d
 from training.discriminator import Discriminator, DiscriminatorBlock, DiscriminatorEpilogue, MinibatchStdLayer
+from training.generator import BaseGenerator
 from training.layers import (
     BILINEAR,
     HALF_DTYPES,
@@ -266,32 +267,8 @@ class SynthesisNetwork(nn.Module):
 
 
 @persistence.persistent_class
-class Generator(nn.Module):
-    """Latent z and label c -> image. The label goes to the mapping network."""
+class Generator(BaseGenerator):
+    """Latent z and label c -> image, as StyleGAN2. The label goes to the mapping network."""
 
-    def __init__(self,
-        z_dim:              int,
-        c_dim:              int,                        # 0: no label.
-        w_dim:              int,
-        img_resolution:     int,
-        img_channels:       int,
-        mapping_kwargs:     dict | None = None,         # For MappingNetwork.
-        **synthesis_kwargs: Any,                        # For SynthesisNetwork.
-    ):
-        super().__init__()
-        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.synthesis = SynthesisNetwork(w_dim=w_dim, img_resolution=img_resolution, img_channels=img_channels, **synthesis_kwargs)
-        self.num_ws = self.synthesis.num_ws
-        self.mapping = MappingNetwork(z_dim=z_dim, c_dim=self._mapped_label_dim(), w_dim=w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
-
-    def _mapped_label_dim(self) -> int:
-        """How much of the label the mapping network sees."""
-        return self.c_dim
-
-    def forward(self, z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float = 1, truncation_cutoff: int | None = None,
-                update_emas: bool = False, **synthesis_kwargs: Any) -> torch.Tensor:
-        """z: [N, z_dim], c: [N, c_dim]. Returns images [N, img_channels, H, W]."""
-        ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, update_emas=update_emas)
-        return self.synthesis(ws, c, update_emas=update_emas, **synthesis_kwargs)
+    mapping_class = MappingNetwork
+    synthesis_class = SynthesisNetwork

@@ -39,18 +39,17 @@ def make_phases(G: torch.nn.Module, D: torch.nn.Module, G_opt_kwargs: dict, D_op
     """The phases in the order of a step. An interval of None puts main loss and regulariser into one phase."""
     phases = []
     for name, module, opt_kwargs, interval in [("G", G, G_opt_kwargs, G_reg_interval), ("D", D, D_opt_kwargs, D_reg_interval)]:
+        opt = dnnlib.util.construct_class_by_name(params=list(module.parameters()), **lazy_optimizer(opt_kwargs, interval))
         if interval is None:
-            opt = dnnlib.util.construct_class_by_name(params=list(module.parameters()), **opt_kwargs)
             phases.append(Phase(name + "both", module, opt, 1))
         else:
-            opt = dnnlib.util.construct_class_by_name(params=list(module.parameters()), **lazy_optimizer(opt_kwargs, interval))
             phases += [Phase(name + "main", module, opt, 1), Phase(name + "reg", module, opt, interval)]
     return phases
 
 
-def lazy_optimizer(opt_kwargs: dict, interval: int) -> dict:
-    """Adam makes interval + 1 steps in the time of `interval`: its rate and memory shrink accordingly."""
-    share = interval / (interval + 1)
+def lazy_optimizer(opt_kwargs: dict, interval: int | None) -> dict:
+    """Adam makes interval + 1 steps in the time of `interval`: its rate and memory shrink accordingly. None: no further steps."""
+    share = 1 if interval is None else interval / (interval + 1)
     return dict(opt_kwargs, lr=opt_kwargs["lr"] * share, betas=[float(beta) ** share for beta in opt_kwargs["betas"]])
 
 

@@ -31,10 +31,10 @@ class Preset:
     G_reg_interval: int | None  = None
     D_reg_interval: int         = 16
     blur_init_sigma: float      = 0.0
+    magnitude_ema: bool         = False                 # do G's layers keep the mean square of their inputs?
     num_fp16_res: int           = 4
     conv_clamp: float | None    = 256
     default_kimg: int           = 25000
-    available: bool             = True
 
 
 _STYLEGAN2 = Preset(
@@ -45,7 +45,7 @@ _STYLEGAN2 = Preset(
     G_reg_interval      = 4,
 )
 _RAYCOND2 = replace(_STYLEGAN2, generator="training.networks_raycond2.Generator", rays=True)
-_STYLEGAN3 = Preset(generator="training.networks_stylegan3.Generator", mapping_layers=2, glr=0.0025, available=False)
+_STYLEGAN3 = Preset(generator="training.networks_stylegan3.Generator", mapping_layers=2, glr=0.0025, magnitude_ema=True)
 _RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator", rays=True)
 _ROTATION = dict(G_width=2, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
 
@@ -83,6 +83,24 @@ RECIPES: Mapping[str, Recipe] = {
     "raycond3-t-afhq":      Recipe("raycond3-t", gamma=5),
     "raycond3-t-cars":      Recipe("raycond3-t", gamma=0.5),
 }
+
+# What `--augpipe` names: groups of transforms, and the sums of groups that StyleGAN2-ADA tried. Each with the multiplier 1.
+AUGMENTATIONS: Mapping[str, tuple[str, ...]] = {
+    "blit":     ("xflip", "rotate90", "xint"),
+    "geom":     ("scale", "rotate", "aniso", "xfrac"),
+    "color":    ("brightness", "contrast", "lumaflip", "hue", "saturation"),
+    "filter":   ("imgfilter",),
+    "noise":    ("noise",),
+    "cutout":   ("cutout",),
+}
+AUGMENTATION_SUMS: Mapping[str, str] = {
+    "bg":       "blit+geom",
+    "bgc":      "blit+geom+color",
+    "bgcf":     "blit+geom+color+filter",
+    "bgcfn":    "blit+geom+color+filter+noise",
+    "bgcfnc":   "blit+geom+color+filter+noise+cutout",
+}
+MOVING_AUGMENTATIONS = ("blit", "geom")                 # they move the image's content, which a camera label does not follow
 
 Row = TypeVar("Row")
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from training.augment.draws import DrawSource
 from training.loss import Draws
 
-_STREAMS = {"z": 0, "label": 1, "mix_z": 2, "mix_cutoff": 3, "image_noise": 4, "layer_noise": 5}
+_STREAMS = {"z": 0, "label": 1, "mix_z": 2, "mix_cutoff": 3, "image_noise": 4, "layer_noise": 5, "augment": 6, "augment_noise": 7}
+_PASSES = {"fake": 0, "real": 1}
 
 
 def _seed_sequence(stream: str, *key: int) -> np.random.SeedSequence:
@@ -59,14 +61,51 @@ class PhaseRandom:
             return torch.from_numpy(drawn[samples[:batch]])
 
         def image_noise(images: torch.Tensor) -> torch.Tensor:
-            generator = torch.Generator(images.device)
-            noise = torch.empty_like(images)
-            for row, sample in zip(noise, samples):
-                key = _seed_sequence("image_noise", self.seed, self.step, self.phase, int(sample))
-                row.normal_(generator=generator.manual_seed(int(key.generate_state(1)[0])))
-            return noise
+            return _noise_per_sample(images, samples, "image_noise", self.seed, self.step, self.phase)
 
-        return Draws(mix_z=mix_z, mix_cutoff=mix_cutoff, image_noise=image_noise)
+        def augment(kind: str) -> DrawSource:
+            return AugmentDraws((self.seed, self.step, self.phase, _PASSES[kind]), samples, self.batch_size)
+
+        return Draws(mix_z=mix_z, mix_cutoff=mix_cutoff, image_noise=image_noise, augment=augment)
+
+
+class AugmentDraws(DrawSource):
+    """What augments one pass of D: for each name its own stream, of which the samples with these indices in the batch get theirs."""
+
+    def __init__(self, key: tuple[int, ...], samples: np.ndarray, batch_size: int):
+        self.key = key                                  # seed, step, phase, pass
+        self.samples = samples
+        self.batch_size = batch_size
+
+    def uniform(self, name: str, shape: list[int]) -> torch.Tensor:
+        return self._mine(self._stream(name).random([self.batch_size, *shape[1:]], dtype=np.float32), shape)
+
+    def normal(self, name: str, shape: list[int]) -> torch.Tensor:
+        return self._mine(self._stream(name).standard_normal([self.batch_size, *shape[1:]], dtype=np.float32), shape)
+
+    def image_noise(self, name: str, images: torch.Tensor) -> torch.Tensor:
+        return _noise_per_sample(images, self.samples, "augment_noise", *self.key, _number_of(name))
+
+    def _stream(self, name: str) -> np.random.Generator:
+        return _generator("augment", *self.key, _number_of(name))
+
+    def _mine(self, drawn: np.ndarray, shape: list[int]) -> torch.Tensor:
+        assert shape[0] == len(self.samples), f"draws of shape {shape} for {len(self.samples)} samples"
+        return torch.from_numpy(drawn[self.samples])
+
+
+def _number_of(name: str) -> int:
+    return int.from_bytes(name.encode(), "big")
+
+
+def _noise_per_sample(images: torch.Tensor, samples: np.ndarray, stream: str, *key: int) -> torch.Tensor:
+    """Normal noise like `images`, drawn on their device, each row from its sample's own seed."""
+    generator = torch.Generator(images.device)
+    noise = torch.empty_like(images)
+    for row, sample in zip(noise, samples):
+        seed = _seed_sequence(stream, *key, int(sample)).generate_state(1)[0]
+        row.normal_(generator=generator.manual_seed(int(seed)))
+    return noise
 
 
 def samples_of(rank: int, world_size: int, num_rounds: int, batch_size: int) -> list[np.ndarray]:

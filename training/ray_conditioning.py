@@ -23,7 +23,7 @@ class NoConditioning:
     def bind(self, c: torch.Tensor | None, batch_size: int | None = None) -> NoConditioning:
         return self
 
-    def append_to(self, x: torch.Tensor, sampling_rate: float | None = None) -> torch.Tensor:
+    def append_to(self, x: torch.Tensor, sampling_rate: float | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         return x
 
 
@@ -66,8 +66,9 @@ class BoundRays:
             self._maps[key] = ray_map(self.c, height, width, convention=self.convention, sampling_rate=sampling_rate)
         return self._maps[key]
 
-    def append_to(self, x: torch.Tensor, sampling_rate: float | None = None) -> torch.Tensor:
-        """[N, C, H, W] -> [N, C + 6, H, W] in the dtype and memory format of x."""
+    def append_to(self, x: torch.Tensor, sampling_rate: float | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """[N, C, H, W] -> [N, C + 6, H, W] in the memory format of x, and in `dtype` (None: its own)."""
+        x = x if dtype is None else x.to(dtype)
         rays = self.map(x.shape[2], x.shape[3], sampling_rate).to(x.dtype)
         if x.is_contiguous(memory_format=torch.channels_last):              # else cat would give up the format
             rays = rays.contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ import torch
 
 import dnnlib
 from torch_utils import distributed, misc
-from training.ada import NoAugmentation
+from training.ada import make_augmentation
 from training.ema import GeneratorEMA
 from training.phases import Batch, Stepper, make_phases
 from training.randomness import seed_layer_noise
@@ -36,7 +36,7 @@ def training_loop(
     G, D, G_ema = make_networks(config, device, load_network)
     if rank == 0:
         describe(G, D, dataset, config.batch_gpu, device)
-    augmentation = NoAugmentation()
+    augmentation = make_augmentation(config, device)
     loss = dnnlib.util.construct_class_by_name(device=device, G=G, D=D, augment_pipe=augmentation.pipe, **config.loss_kwargs)
     phases = make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
     num_rounds = config.batch_size // (config.batch_gpu * config.num_gpus)
@@ -57,8 +57,8 @@ def training_loop(
         seed_layer_noise(config.random_seed, step, rank)
         stepper.step(step, batch, status.cur_nimg)
         G_ema.update(G, status.cur_nimg, config.batch_size)
-        augmentation.update(step, config.batch_size)
         step += 1
+        augmentation.update(step, config.batch_size)
         if not status.advance():
             continue
         status.print_tick(augmentation.p, step)

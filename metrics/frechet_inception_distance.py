@@ -1,0 +1,44 @@
+"""Fréchet Inception distance (Heusel et al. 2017)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from metrics.features import compute_feature_stats_for_dataset, compute_feature_stats_for_generator
+from metrics.metric_main import check_reals, register_metric
+from metrics.options import MetricOptions
+
+
+def frechet_distance(mu_gen: np.ndarray, sigma_gen: np.ndarray, mu_real: np.ndarray, sigma_real: np.ndarray) -> float:
+    """Squared Fréchet distance between two normal distributions, from means [D] and covariances [D, D] (Dowson and Landau 1982):
+
+        |mu_gen - mu_real|^2 + tr(sigma_gen) + tr(sigma_real) - 2 tr((sigma_gen sigma_real)^1/2)
+
+    The product is similar to A sigma_real A with A = sigma_gen^1/2, which is symmetric and has no negative eigenvalue: the trace is the sum of
+    their roots. Symmetric eigenvalues are exact to rounding for singular covariances too, and need no complex numbers.
+    """
+    mu_gen, sigma_gen, mu_real, sigma_real = (np.asarray(array, dtype=np.float64) for array in (mu_gen, sigma_gen, mu_real, sigma_real))
+    assert mu_gen.shape == mu_real.shape and sigma_gen.shape == sigma_real.shape == 2 * mu_gen.shape, (mu_gen.shape, sigma_gen.shape, sigma_real.shape)
+    values, vectors = np.linalg.eigh(sigma_gen)
+    root = vectors * np.sqrt(np.clip(values, 0, None))                      # root root^T = sigma_gen: any such root has the same product
+    shared = np.linalg.eigvalsh(root.T @ sigma_real @ root)
+    trace_of_root = np.sqrt(np.clip(shared, 0, None)).sum()
+    distance = np.square(mu_gen - mu_real).sum() + np.trace(sigma_gen) + np.trace(sigma_real) - 2 * trace_of_root
+    return float(max(distance, 0))
+
+
+def compute_fid(opts: MetricOptions, max_real: int | None, num_gen: int) -> float:
+    """FID of `num_gen` generated images from the first `max_real` real ones (None: all)."""
+    real = compute_feature_stats_for_dataset(opts, "inception", max_items=max_real, capture_mean_cov=True)
+    gen = compute_feature_stats_for_generator(opts, "inception", num_gen=num_gen, capture_mean_cov=True)
+    return frechet_distance(*gen.get_mean_cov(), *real.get_mean_cov())
+
+
+@register_metric(name="fid{count}_full", samples=50000, detectors=(("inception", "features"),))
+def fid_full(opts: MetricOptions) -> dict:
+    return {opts.metric: compute_fid(opts.unmirrored(), max_real=None, num_gen=opts.num_samples)}
+
+
+@register_metric(name="fid{count}", samples=50000, detectors=(("inception", "features"),), check=check_reals)
+def fid(opts: MetricOptions) -> dict:
+    return {opts.metric: compute_fid(opts, max_real=opts.num_samples, num_gen=opts.num_samples)}

@@ -1,0 +1,87 @@
+"""Statistics of real images on disk, so that only the first evaluation on a data set reads it all.
+
+The key is a hash of everything that they depend on: the data, the detector, the resolution, the options.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from dnnlib.util import make_cache_dir_path
+
+FORMAT = 1                               # to be raised when the same key comes to mean other numbers
+
+
+def data_hash(dataset_kwargs: dict) -> str:
+    """Which data these are: of a zip by the names, sizes and checksums in its directory, of a folder by names, sizes and times of change.
+
+    Options such as xflip are no part of it. Raises UserError where the data cannot be read, KeyError where they have no path.
+    """
+    path = os.path.abspath(dataset_kwargs["path"])
+    entries = sorted(_folder_entries(path) if os.path.isdir(path) else _zip_entries(path, os.stat(path).st_mtime_ns, os.path.getsize(path)))
+    return _digest(entries)
+
+
+def _folder_entries(path: str) -> list[list]:
+    entries = []
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = os.path.join(folder, name)
+            state = os.stat(file)
+            entries.append([os.path.relpath(file, path), state.st_size, state.st_mtime_ns])
+    return entries
+
+
+@functools.lru_cache(maxsize=8)
+def _zip_entries(path: str, mtime_ns: int, size: int) -> list[list]:
+    """`mtime_ns` and `size` only tell a file that has changed since from what it was."""
+    with zipfile.ZipFile(path) as archive:
+        return [[info.filename, info.file_size, info.CRC] for info in archive.infolist() if not info.is_dir()]
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def path_of(dataset_kwargs: dict, image_shape: list[int], detector_sha256: str, kind: str, call: dict, items: np.ndarray, capture_all: bool,
+            capture_mean_cov: bool) -> str | None:
+    """Where the statistics of these items belong. None: such data (a class of their own without a path) are not cached."""
+    if "path" not in dataset_kwargs:
+        return None
+    options = {name: dataset_kwargs.get(name) for name in sorted(dataset_kwargs) if name not in ("path", "use_labels")}
+    key = _digest([FORMAT, data_hash(dataset_kwargs), options, list(image_shape), detector_sha256, sorted(call.items()),
+                   hashlib.sha256(items.tobytes()).hexdigest(), capture_all, capture_mean_cov])
+    return make_cache_dir_path("metrics", f"{kind}-{key[:40]}.npz")
+
+
+def read(path: str, stats: Any) -> bool:
+    """Fills the FeatureStats from that file; False where there is none, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            stats.take_arrays({name: archive[name] for name in archive.files})
+        return True
+    except FileNotFoundError:
+        return False
+    except Exception as error:           # whatever numpy and zipfile raise about a damaged file
+        print(f"{path}: a damaged cache file ({type(error).__name__}); its statistics are computed again")
+        return False
+
+
+def write(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """Whole or not at all. A cache that cannot be written costs time, not the result."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **arrays)
+        os.replace(part, path)
+    except OSError as error:
+        print(f"{path}: cannot keep the statistics of the real images ({error.strerror or error}); they will be computed again next time")

@@ -1,0 +1,352 @@
+"""StyleGAN3 generator (Karras et al. 2021), alias-free: every layer keeps to a cutoff frequency that rises from layer to layer.
+
+lowpass_filter, schedule -> SynthesisInput, SynthesisLayer -> SynthesisNetwork -> Generator. As in StyleGAN2 the conditioning
+is an object that the synthesis network is given (training/ray_conditioning.py).
+
+Frequencies and sampling rates are in cycles and samples per image width. Feature maps are canvases that reach beyond the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.signal
+import scipy.special
+import torch
+from torch import nn
+
+from torch_utils import misc, persistence
+from torch_utils.ops import filtered_lrelu
+from training import layers
+from training.generator import BaseGenerator
+from training.layers import HALF_DTYPES, FullyConnectedLayer
+from training.ray_conditioning import NoConditioning
+
+__all__ = ["FullyConnectedLayer", "Generator", "MappingNetwork", "SynthesisInput", "SynthesisLayer", "SynthesisNetwork", "modulated_conv2d"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Primitives.
+
+def modulated_conv2d(
+    x:              torch.Tensor,                       # Features                                  [N, I, H, W].
+    w:              torch.Tensor,                       # Shared kernels                            [O, I, kh, kw].
+    s:              torch.Tensor,                       # Scale per sample and input channel        [N, I].
+    demodulate:     bool                = True,         # Bring each output channel back to unit scale?
+    padding:        int                 = 0,
+    input_gain:     torch.Tensor | None = None,         # Scale of the input, demodulated or not    [], [I] or [N, I].
+) -> torch.Tensor:                                      # [N, O, H', W']
+    """`layers.modulated_conv2d` under StyleGAN3's names of the arguments."""
+    return layers.modulated_conv2d(x, w, s, padding=padding, demodulate=demodulate, input_gain=input_gain)
+
+
+def lowpass_filter(numtaps: int, cutoff: float, width: float, fs: float, radial: bool = False) -> torch.Tensor | None:
+    """Kaiser-windowed low-pass filter with its transition band `width` about `cutoff`, at the sampling rate `fs` (section 3.2).
+
+    [numtaps], separable; `radial`: [numtaps, numtaps], which treats all directions alike (appendix C). None for a single tap.
+    """
+    if numtaps == 1:
+        return None
+    if not radial:
+        return torch.as_tensor(scipy.signal.firwin(numtaps, cutoff, width=width, fs=fs), dtype=torch.float32)
+    position = (np.arange(numtaps) - (numtaps - 1) / 2) / fs                # [image widths]; an even number of taps has none at 0
+    radius = np.hypot(position[:, None], position[None, :])
+    jinc = scipy.special.j1(2 * np.pi * cutoff * radius) / radius           # the ideal disc, up to a factor
+    window = np.kaiser(numtaps, scipy.signal.kaiser_beta(scipy.signal.kaiser_atten(numtaps, width / (fs / 2))))
+    f = jinc * np.outer(window, window)
+    return torch.as_tensor(f / f.sum(), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a layer puts out."""
+
+    cutoff: float                        # highest frequency that it may hold
+    half_width: float                    # of the transition band beyond
+    sampling_rate: int
+    size: int                            # of the canvas, in samples
+    channels: int
+
+
+def schedule(img_resolution: int, img_channels: int, channel_base: int, channel_max: int, num_layers: int, num_critical: int, first_cutoff: float,
+             first_stopband: float, last_stopband_rel: float, margin_size: int) -> list[Band]:
+    """The bands of layers 0 .. num_layers, the last of them ToRGB (section 3.2, figure 4b): cutoff and stopband rise
+    geometrically up to the last `num_critical` layers, which use all that the image can hold."""
+    last_cutoff = img_resolution / 2
+    last_stopband = last_cutoff * last_stopband_rel
+    bands = []
+    for layer in range(num_layers + 1):
+        progress = min(layer / (num_layers - num_critical), 1)
+        cutoff = first_cutoff * (last_cutoff / first_cutoff) ** progress
+        stopband = first_stopband * (last_stopband / first_stopband) ** progress
+        sampling_rate = 2 ** math.ceil(math.log2(min(stopband * 2, img_resolution)))
+        ends = layer >= num_layers - 1
+        bands.append(Band(
+            cutoff        = cutoff,
+            half_width    = max(stopband, sampling_rate / 2) - cutoff,
+            sampling_rate = sampling_rate,
+            size          = img_resolution if ends else sampling_rate + 2 * margin_size,
+            channels      = img_channels if layer == num_layers else round(min(channel_base / 2 / cutoff, channel_max)),
+        ))
+    return bands
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mapping, input, layer.
+
+@persistence.persistent_class
+class MappingNetwork(layers.MappingNetwork):
+    """Latent z and label c -> intermediate latents ws."""
+
+    def __init__(self,
+        z_dim:          int,
+        c_dim:          int,                            # 0: no label.
+        w_dim:          int,
+        num_ws:         int,                            # Copies of w to return.
+        num_layers:     int     = 2,
+        lr_multiplier:  float   = 0.01,
+        w_avg_beta:     float   = 0.998,                # Decay of the mean of w.
+    ):
+        super().__init__(z_dim, c_dim, w_dim, num_ws, num_layers=num_layers, lr_multiplier=lr_multiplier, w_avg_beta=w_avg_beta)
+
+
+@persistence.persistent_class
+class SynthesisInput(nn.Module):
+    """Fourier features of an infinite plane that w (and a user's `transform`) moves and turns (section 3.2 and appendix D)."""
+
+    def __init__(self,
+        w_dim:          int,
+        channels:       int,
+        size:           int | Sequence[int],            # Of the canvas: all, or (width, height).
+        sampling_rate:  float,
+        bandwidth:      float,                          # Highest frequency.
+    ):
+        super().__init__()
+        self.w_dim = w_dim
+        self.channels = channels
+        self.size = np.broadcast_to(np.asarray(size), [2])
+        self.sampling_rate = sampling_rate
+        self.bandwidth = bandwidth
+        direction = torch.randn([channels, 2])
+        radius = direction.norm(dim=1, keepdim=True)
+        # Uniform on a disc: a normal vector has radius r with 1 - exp(-r^2 / 2) below it, the disc's share of that is a square.
+        freqs = direction / radius * (1 - torch.exp(-radius.square() / 2)).sqrt() * bandwidth
+        self.weight = nn.Parameter(torch.randn([channels, channels]))
+        self.affine = FullyConnectedLayer(w_dim, 4, weight_init=0, bias_init=(1, 0, 0, 0))
+        self.register_buffer("transform", torch.eye(3))                     # of the user: image plane -> Fourier plane
+        self.register_buffer("freqs", freqs)                                # [channels, 2], (x, y)
+        self.register_buffer("phases", torch.rand([channels]) - 0.5)        # [cycles]
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        """w: [N, w_dim]. Returns [N, channels, H, W] in float32."""
+        plane = self._motion(w) @ self.transform                            # [N, 3, 3]
+        freqs = self.freqs @ plane[:, :2, :2]                               # [N, channels, 2]
+        phases = self.phases + (self.freqs @ plane[:, :2, 2:]).squeeze(2)   # [N, channels]
+        # What the motion has brought near the sampling limit is faded out.
+        fade = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
+
+        width, height = (int(size) for size in self.size)
+        x, y = (_centred(n, self.sampling_rate, w.device) for n in (width, height))
+        cycles = freqs[:, None, None, :, 0] * x[:, None] + freqs[:, None, None, :, 1] * y[:, None, None] + phases[:, None, None]
+        features = torch.sin(cycles * (2 * math.pi)) * (1 - fade).clamp(0, 1)[:, None, None]                # [N, H, W, channels]
+        mixed = features @ (self.weight / math.sqrt(self.channels)).t()
+        return mixed.permute(0, 3, 1, 2)                                    # [N, channels, H, W], channels innermost in memory
+
+    def _motion(self, w: torch.Tensor) -> torch.Tensor:
+        """Rotation after translation, learned, [N, 3, 3]."""
+        motion = self.affine(w)                                             # (cos, sin, x, y) up to a scale
+        cos, sin, x, y = (motion / motion[:, :2].norm(dim=1, keepdim=True)).unbind(dim=1)
+        zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+        turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=1).view(-1, 3, 3)
+        move = torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], dim=1).view(-1, 3, 3)
+        return turn @ move
+
+    def extra_repr(self) -> str:
+        return f"w_dim={self.w_dim}, channels={self.channels}, size={list(self.size)}, sampling_rate={self.sampling_rate:g}, bandwidth={self.bandwidth:g}"
+
+
+def _centred(size: int, sampling_rate: float, device: torch.device) -> torch.Tensor:
+    """Positions [image widths from the centre] of a row of samples, [size]."""
+    return (torch.arange(size, device=device) + 0.5 - size / 2) / sampling_rate
+
+
+@persistence.persistent_class
+class SynthesisLayer(nn.Module):
+    """Style-modulated convolution, then bias and leaky ReLU at a higher sampling rate, filtered on the way there and back (section 3.2)."""
+
+    def __init__(self,
+        w_dim:                  int,
+        is_torgb:               bool,                   # The last layer: linear, not demodulated.
+        is_critically_sampled:  bool,                   # Are frequencies up to half of the output's sampling rate used?
+        use_fp16:               bool,                   # Half precision, on GPUs?
+        in_channels:            int,                    # With the channels of the conditioning.
+        out_channels:           int,
+        in_size:                int | Sequence[int],    # Of the canvas: all, or (width, height).
+        out_size:               int | Sequence[int],
+        in_sampling_rate:       float,
+        out_sampling_rate:      float,
+        in_cutoff:              float,
+        out_cutoff:             float,
+        in_half_width:          float,                  # Of the transition band.
+        out_half_width:         float,
+        conv_kernel:            int             = 3,    # Size; not for ToRGB, whose kernel has size 1.
+        filter_size:            int             = 6,    # Taps per sample of the lower rate.
+        lrelu_upsampling:       int             = 2,    # The nonlinearity runs at so many times the higher of the rates.
+        use_radial_filters:     bool            = False,    # For downsampling, where the layer is not critically sampled.
+        conv_clamp:             float | None    = 256,  # Clamp the activations to +-this; None: do not.
+        magnitude_ema_beta:     float           = 0.999,    # Decay of the mean square of the input.
+        half_dtype:             str             = "fp16",   # Which half: 'fp16' or 'bf16'.
+    ):
+        super().__init__()
+        self.w_dim = w_dim
+        self.is_torgb = is_torgb
+        self.is_critically_sampled = is_critically_sampled
+        self.use_fp16 = use_fp16
+        self.half_dtype = half_dtype
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.in_size, self.out_size = (np.broadcast_to(np.asarray(size), [2]) for size in (in_size, out_size))
+        self.in_sampling_rate, self.out_sampling_rate = in_sampling_rate, out_sampling_rate
+        self.in_cutoff, self.out_cutoff = in_cutoff, out_cutoff
+        self.in_half_width, self.out_half_width = in_half_width, out_half_width
+        self.tmp_sampling_rate = max(in_sampling_rate, out_sampling_rate) * (1 if is_torgb else lrelu_upsampling)
+        self.conv_kernel = 1 if is_torgb else conv_kernel
+        self.conv_clamp = conv_clamp
+        self.magnitude_ema_beta = magnitude_ema_beta
+
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn([out_channels, in_channels, self.conv_kernel, self.conv_kernel]))
+        self.bias = nn.Parameter(torch.zeros([out_channels]))
+        self.register_buffer("magnitude_ema", torch.ones([]))
+        if is_torgb:                                                        # the others are demodulated
+            self.weight_gain = 1 / math.sqrt(in_channels * self.conv_kernel ** 2)
+
+        self.up_factor = self._factor(in_sampling_rate)
+        self.down_factor = self._factor(out_sampling_rate)
+        self.up_taps, self.down_taps = (1 if factor == 1 or is_torgb else filter_size * factor for factor in (self.up_factor, self.down_factor))
+        self.down_radial = use_radial_filters and not is_critically_sampled
+        self.register_buffer("up_filter", lowpass_filter(self.up_taps, in_cutoff, in_half_width * 2, self.tmp_sampling_rate))
+        self.register_buffer("down_filter", lowpass_filter(self.down_taps, out_cutoff, out_half_width * 2, self.tmp_sampling_rate, self.down_radial))
+        self.padding = [pad for axis in range(2) for pad in self._padding(axis)]            # [left, right, top, bottom], at the higher rate
+
+    def _factor(self, sampling_rate: float) -> int:
+        factor = round(self.tmp_sampling_rate / sampling_rate)
+        assert sampling_rate * factor == self.tmp_sampling_rate, f"{self.tmp_sampling_rate} samples are no multiple of {sampling_rate}"
+        return factor
+
+    def _padding(self, axis: int) -> tuple[int, int]:
+        """At the higher rate, so that exactly `out_size` samples remain and the canvases stay centred on the image."""
+        have = (self.in_size[axis] + self.conv_kernel - 1) * self.up_factor                 # the convolution is padded fully
+        need = (self.out_size[axis] - 1) * self.down_factor + self.up_taps + self.down_taps - 1
+        total = int(need - have)
+        low = (total + self.up_factor) // 2
+        return low, total - low
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", force_fp32: bool = False, update_emas: bool = False) -> torch.Tensor:
+        """x: [N, in_channels, H, W], w: [N, w_dim]. Returns [N, out_channels, H', W']. There is no noise: `noise_mode` is for StyleGAN2's sake."""
+        assert noise_mode in ("random", "const", "none"), noise_mode
+        misc.assert_shape(x, [None, self.in_channels, int(self.in_size[1]), int(self.in_size[0])])
+        misc.assert_shape(w, [x.shape[0], self.w_dim])
+        if update_emas:
+            energy = x.detach().to(torch.float32).square().mean()
+            self.magnitude_ema.copy_(energy.lerp(self.magnitude_ema, self.magnitude_ema_beta))
+
+        styles = self.affine(w) * self.weight_gain if self.is_torgb else self.affine(w)     # [N, in_channels]
+        half = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
+        x = modulated_conv2d(x.to(HALF_DTYPES[self.half_dtype] if half else torch.float32), self.weight, styles, demodulate=not self.is_torgb,
+                             padding=self.conv_kernel - 1, input_gain=self.magnitude_ema.rsqrt())
+        gain, slope = (1, 1) if self.is_torgb else (math.sqrt(2), 0.2)
+        return filtered_lrelu.filtered_lrelu(x, fu=self.up_filter, fd=self.down_filter, b=self.bias.to(x.dtype), up=self.up_factor, down=self.down_factor,
+                                             padding=self.padding, gain=gain, slope=slope, clamp=self.conv_clamp)
+
+    def extra_repr(self) -> str:
+        return (f"in_channels={self.in_channels}, out_channels={self.out_channels}, in_size={list(self.in_size)}, out_size={list(self.out_size)}, "
+                f"rates {self.in_sampling_rate:g} -> {self.tmp_sampling_rate:g} -> {self.out_sampling_rate:g}, use_fp16={self.use_fp16}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks.
+
+@persistence.persistent_class
+class SynthesisNetwork(nn.Module):
+    """Intermediate latents (and cameras, where the conditioning sees them) -> image."""
+
+    def __init__(self,
+        w_dim:              int,
+        img_resolution:     int,
+        img_channels:       int,
+        channel_base:       int     = 32768,            # Channels at cutoff f: channel_base / 2f ...
+        channel_max:        int     = 512,              # ... but at most this.
+        num_layers:         int     = 14,               # Without input and ToRGB.
+        num_critical:       int     = 2,                # Layers at the end that use all frequencies.
+        first_cutoff:       float   = 2,
+        first_stopband:     float   = 2 ** 2.1,
+        last_stopband_rel:  float   = 2 ** 0.3,         # Times the last cutoff.
+        margin_size:        int     = 10,               # Samples of the canvas beyond the image, on each side.
+        output_scale:       float   = 0.25,
+        num_fp16_res:       int     = 4,                # Half precision in this many of the highest resolutions.
+        conditioning:       Any     = None,             # From training.ray_conditioning; None: none.
+        **layer_kwargs:     Any,                        # For SynthesisLayer.
+    ):
+        super().__init__()
+        self.w_dim = w_dim
+        self.num_ws = num_layers + 2
+        self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.num_layers, self.num_critical = num_layers, num_critical
+        self.margin_size = margin_size
+        self.output_scale = output_scale
+        self.num_fp16_res = num_fp16_res
+        self.conditioning = NoConditioning() if conditioning is None else conditioning
+        bands = schedule(img_resolution, img_channels, channel_base, channel_max, num_layers, num_critical, first_cutoff, first_stopband,
+                         last_stopband_rel, margin_size)
+
+        first = bands[0]
+        self.input = SynthesisInput(w_dim, first.channels, first.size, first.sampling_rate, bandwidth=first.cutoff)
+        self.layer_names = []
+        for index, (source, band) in enumerate(zip([first, *bands], bands)):
+            layer = SynthesisLayer(
+                w_dim                   = w_dim,
+                is_torgb                = index == num_layers,
+                is_critically_sampled   = index >= num_layers - num_critical,
+                use_fp16                = band.sampling_rate * 2 ** num_fp16_res > img_resolution,
+                in_channels             = source.channels + self.conditioning.num_channels,
+                out_channels            = band.channels,
+                in_size                 = source.size,
+                out_size                = band.size,
+                in_sampling_rate        = source.sampling_rate,
+                out_sampling_rate       = band.sampling_rate,
+                in_cutoff               = source.cutoff,
+                out_cutoff              = band.cutoff,
+                in_half_width           = source.half_width,
+                out_half_width          = band.half_width,
+                **layer_kwargs)
+            self.layer_names.append(f"L{index}_{band.size}_{band.channels}")
+            setattr(self, self.layer_names[-1], layer)
+
+    def forward(self, ws: torch.Tensor, c: torch.Tensor | None = None, **layer_kwargs: Any) -> torch.Tensor:
+        """ws: [N, num_ws, w_dim], c: [N, 25] or None. Returns images [N, img_channels, H, W], dynamic range about -1 .. 1."""
+        misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
+        w_input, *w_layers = ws.to(torch.float32).unbind(dim=1)
+        rays = self.conditioning.bind(c, ws.shape[0])
+        x = self.input(w_input)
+        for name, w in zip(self.layer_names, w_layers):
+            layer = getattr(self, name)
+            # In float32, since the mean square of the layer's input takes the rays in.
+            x = layer(rays.append_to(x, layer.in_sampling_rate, dtype=torch.float32), w, **layer_kwargs)
+        misc.assert_shape(x, [None, self.img_channels, self.img_resolution, self.img_resolution])
+        return x.to(torch.float32) * self.output_scale
+
+    def extra_repr(self) -> str:
+        return (f"w_dim={self.w_dim}, num_ws={self.num_ws}, img_resolution={self.img_resolution}, img_channels={self.img_channels}, "
+                f"num_layers={self.num_layers}, num_critical={self.num_critical}, margin_size={self.margin_size}")
+
+
+@persistence.persistent_class
+class Generator(BaseGenerator):
+    """Latent z and label c -> image, as StyleGAN3. The label goes to the mapping network."""
+
+    mapping_class = MappingNetwork
+    synthesis_class = SynthesisNetwork
