@@ -14,6 +14,7 @@ from tqdm import tqdm
 import camera_utils
 import legacy
 from dnnlib import UserError
+from torch_utils.distributed import choose_device
 from training.image_grid import save_image, save_image_grid
 from training.snapshots import to_uint8
 
@@ -88,15 +89,6 @@ def parse_vector(ctx: Any, param: Any, text: str) -> tuple[float, float]:
     if numbers is None or len(numbers) != 2:
         raise UserError(f"--{param.name}={text}: expected two numbers, such as 0.3,1")
     return numbers[0], numbers[1]
-
-
-def choose_device(name: str) -> torch.device:
-    """'auto' takes CUDA where there is some."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda: torch finds no CUDA device on this machine; use --device=cpu")
-    return torch.device(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,7 +195,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: int | None, noise_mode: str, translate: tuple[float, float],
          rotate: float, grid: bool, batch: int | None, device: str, **camera_options: Any) -> None:
     """Generate images: seed0000.png, or seed0000-view00.png and so on where there are several cameras."""
-    target = choose_device(device)
+    target = torch.device(choose_device(device))
     print(f"Loading {network} ...")
     networks = legacy.load_network_pkl(network)
     G = legacy.generator_of(networks, network).to(target)

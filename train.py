@@ -113,6 +113,7 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
     options = cfg.apply_recipe(cfg.Options(**kwargs))
     preset = cfg.preset_of(options)
+    from torch_utils.distributed import choose_device
     device = choose_device(device, options.gpus)
 
     dataset, info = read_dataset(options, preset)
@@ -162,19 +163,6 @@ def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
     targets = dict(G=G, D=D, G_ema=G)
     check_match([compare(targets[name], source, name) for name, source in sources.items() if source is not None], config.resume_pkl)
     return notes
-
-
-def choose_device(device: str, gpus: int) -> str:
-    """'cuda' or 'cpu', for this many processes."""
-    import torch
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        device = "cuda" if available else "cpu"
-    if device == "cuda" and gpus > available:
-        raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
-    if device == "cpu" and gpus > 4 * (os.cpu_count() or 1):
-        raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {os.cpu_count()} cores; lower --gpus")
-    return device
 
 
 def read_dataset(options: cfg.Options, preset: object) -> tuple[object, cfg.DataInfo]:

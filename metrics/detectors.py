@@ -40,6 +40,7 @@ class Kind:
     extra_files:    tuple[str, ...]     = ()            # Text stored in the TorchScript file, for Detector.extra.
     cached_path:    Callable[[dict], str] | None = None         # dataset_kwargs -> its place in the cache.
     make:           Callable[[dict, str], None] | None = None   # (dataset_kwargs, path): puts it there, whole or not at all.
+    automatic:      bool                = False         # Is `make` a mere download, that may happen unasked?
     remedy:         Callable[[dict], str] | None = None         # dataset_kwargs -> what to do where there is none, a clause.
 
 
@@ -68,13 +69,16 @@ def _published(name: str, file_name: str, uses: dict[str, dict]) -> Kind:
         return make_cache_dir_path("detectors", file_name)
 
     def make(dataset_kwargs: dict, path: str) -> None:
-        with dnnlib.util.open_url(url, cache=False) as stream:
-            write_whole(path, stream.read())
+        try:
+            with dnnlib.util.open_url(url, cache=False, num_attempts=2) as stream:
+                write_whole(path, stream.read())
+        except UserError as error:
+            raise UserError(f"cannot fetch {url} (no network?); fetch it elsewhere and put it at {path}, or give --detector={name}=FILE") from error
 
     def remedy(dataset_kwargs: dict) -> str:
         return f"fetch {url} into {cached_path({})} (`python calc_metrics.py prepare` does), or give --detector={name}=FILE"
 
-    return Kind(name=name, uses=uses, cached_path=cached_path, make=make, remedy=remedy)
+    return Kind(name=name, uses=uses, cached_path=cached_path, make=make, automatic=True, remedy=remedy)
 
 
 KINDS = {kind.name: kind for kind in [
@@ -94,7 +98,7 @@ def find(name: str, use: str, given: dict[str, str], files: tuple[str, ...] = ()
     kind = KINDS[name]
     if name in given:
         return given[name]
-    if files:
+    if files and kind.option is None:
         return _suitable(kind, use, files)
     path = kind.cached_path(dataset_kwargs or {}) if kind.cached_path is not None else None
     if path is not None and os.path.isfile(path):
@@ -216,8 +220,6 @@ def prepare(name: str, dataset_kwargs: dict) -> str:
             kind.make(dataset_kwargs, path)
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}; set DNNLIB_CACHE_DIR to a folder that you may write to") from error
-        except UserError as error:
-            raise UserError(f"{error.message}; or {_remedy(kind, dataset_kwargs)}") from error
     _compare_hash(path, in_cache=True)
     return path
 

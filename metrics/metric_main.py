@@ -6,6 +6,7 @@ A name may hold the number of generated images: fid50k_full, fid1k_full, ppl2_we
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -13,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,24 +133,33 @@ def parse_metrics(names: Iterable[str], samples: int | None = None) -> list[Requ
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks.
 
-def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None = None) -> list[Request]:
+def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None = None, fetch: bool = False) -> list[Request]:
     """The requests, if every one of them can be computed with these options; else UserError, one line. Before any work.
 
-    opts.G may be on the meta device: only what kind of network it is counts.
+    opts.G may be on the meta device: only what kind of network it is counts. `fetch`: download published detectors that are missing.
     """
     requests = parse_metrics(names, samples)
     for request in requests:
-        try:
+        with _naming(request):
             _check_needs(opts, request)
             if request.metric.check is not None:
                 request.metric.check(opts, request)
+    for request in requests:
+        with _naming(request):
             for kind, use in request.metric.detectors:
+                if fetch and kind not in opts.detectors and not opts.detector_files and detectors.KINDS[kind].automatic:
+                    detectors.prepare(kind, opts.dataset_kwargs)
                 detectors.check(kind, use, opts.detector_path(kind, use))
-        except UserError as error:
-            if error.message.startswith(f"--metrics={request.name}"):
-                raise
-            raise UserError(f"--metrics={request.name}: {error.message}") from error
     return requests
+
+
+@contextlib.contextmanager
+def _naming(request: Request) -> Iterator[None]:
+    """A UserError in it says which metric it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--metrics={request.name}: {error.message}") from error
 
 
 def _check_needs(opts: MetricOptions, request: Request) -> None:

@@ -19,7 +19,7 @@ def precision_recall(features_gen: np.ndarray | torch.Tensor, features_real: np.
     """(precision, recall) from features [N, D] and [M, D].
 
     The manifold of a set is the union of balls about its rows, each reaching to the row's `nhood_size`-th nearest neighbour. Precision is the share of
-    generated rows on the real manifold, recall that of real rows on the generated one. Distances are float16 numbers, as the published metric's.
+    generated rows on the real manifold, recall that of real rows on the generated one.
     """
     gen, real = (torch.as_tensor(rows).to(device, torch.float32) for rows in (features_gen, features_real))
     assert min(len(gen), len(real)) > nhood_size, f"{len(gen)} and {len(real)} features have no {nhood_size} neighbours each"
@@ -35,7 +35,7 @@ def _share_within(manifold: torch.Tensor, probes: torch.Tensor, nhood_size: int,
 
 def _distances(rows: torch.Tensor, columns: torch.Tensor, block: int) -> torch.Tensor:
     """Euclidean distances [R, C]."""
-    return torch.cat([torch.cdist(rows[None], part[None])[0].half().float() for part in columns.split(block)], dim=1)
+    return torch.cat([torch.cdist(rows[None], part[None])[0] for part in columns.split(block)], dim=1)
 
 
 def compute_pr(opts: MetricOptions, max_real: int | None, num_gen: int) -> dict[str, float]:

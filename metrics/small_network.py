@@ -87,7 +87,7 @@ class SmallNetwork(nn.Module):
 
 def save_network(path: str, network: nn.Module, metadata: dict) -> None:
     """TorchScript with the metadata inside; whole or not at all."""
-    network = network.eval().cpu()
+    network = network.eval().requires_grad_(False).cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)     # torch would rather export; detectors are TorchScript files
         scripted = torch.jit.script(network)

@@ -175,7 +175,7 @@ def test_stylegan2_with_and_without_classes(class_zip, tmp_path, extra):
 
 def test_the_readmes_command_means_what_it_says(camera_zip, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "check_resume", lambda config, rays_given: [])
-    monkeypatch.setattr(train, "choose_device", lambda device, gpus: "cuda")
+    monkeypatch.setattr("torch_utils.distributed.choose_device", lambda device, gpus: "cuda")
     code, output = run_train("--outdir=training-runs", f"--data={camera_zip}", "--cfg=raycond2", "--gpus=2", "--batch=32", "--gamma=1", "--snap=20", "--cond=1",
                        "--aug=noaug", "--resume=checkpoints/stylegan2-ffhq-512x512.pkl", "-n")
     assert code == 0, output

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from dnnlib import UserError
+
+
+def choose_device(name: str, gpus: int = 1) -> str:
+    """'cuda' or 'cpu' for this many processes; 'auto' takes CUDA where there is some. UserError where the machine has too little."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    if name == "cuda" and available == 0:
+        raise UserError("--device=cuda: torch finds no CUDA device on this machine; use --device=cpu")
+    if name == "cuda" and gpus > available:
+        raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
+    if name == "cpu" and gpus > 4 * (os.cpu_count() or 1):
+        raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {os.cpu_count()} cores; lower --gpus")
+    return name
 
 
 def init(rank: int, world_size: int, device: torch.device, init_method: str | None = None, timeout_s: float = 1800) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-GROUP_ELEMENTS = 2 ** 19        # at the higher rate, of one group of columns: about half of the second-level cache of two cores
+GROUP_ELEMENTS = 2 ** 20        # at the higher rate, of one group of columns: a few MB, which the last-level cache holds
 BAND_ROWS = 96                  # results per block of a band matrix; fewer multiply fewer zeros, more make better products
 
 

@@ -1,0 +1,263 @@
+"""Metrics of a network, of all snapshots of a run, or of a folder of images."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from dnnlib import UserError
+
+EXAMPLES = """\b
+Examples:
+  \b
+  # Fetch the detectors (once; needs the network), then FID of a snapshot against the data that it was trained on.
+  python calc_metrics.py prepare --metrics=fid50k_full
+  python calc_metrics.py --metrics=fid50k_full --network=training-runs/00000-raycond2/network-snapshot-025000.pkl
+
+  \b
+  # All snapshots of a run, from 10000 images each (fid10k_full, kid10k_full), drawn over the length of training.
+  python calc_metrics.py --metrics=fid50k_full,kid50k_full --samples=10000 --network=training-runs/00000-raycond2 --plot
+
+  \b
+  # How well does it obey its camera? First train the networks that judge it.
+  python calc_metrics.py prepare --metrics=pose_error --data=heads.zip
+  python calc_metrics.py --metrics=pose_error,view_consistency --data=heads.zip --network=checkpoints/raycond2-heads-32x32.pkl
+
+  \b
+  # A folder of 1000 images against a data set, with detectors from files.
+  python calc_metrics.py --metrics=fid1k_full,pr1k3_full --images=out --data=heads.zip \\
+      --detector=inception=inception-2015-12-05.pt --detector=vgg16=vgg16.pt
+"""
+
+
+@dataclass
+class Plan:
+    """What to compute; travels to the other processes."""
+
+    names: list[str]                                    # full names of metrics
+    snapshots: list[str]                                # network files; empty: images are judged
+    run_dir: str | None
+    data: str | None
+    mirror: bool | None
+    gpus: int
+    device: str
+    verbose: bool
+    options: dict[str, Any] = field(default_factory=dict)       # further fields of MetricOptions
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options.
+
+def parse_names(ctx: Any, param: Any, value: str | None) -> list[str]:
+    """'a,b' -> ['a', 'b']."""
+    return [name.strip() for name in (value or "").split(",") if name.strip()]
+
+
+def sort_detectors(given: tuple[str, ...], pose_regressor: str | None, embedding: str | None) -> dict[str, Any]:
+    """--detector=FILE and --detector=KIND=FILE as fields of MetricOptions."""
+    from metrics import detectors, metric_main
+    metric_main.metrics()                               # the table of kinds is filled with that of metrics
+    named: dict[str, str] = {}
+    files = []
+    for text in given:
+        kind, equals, path = text.partition("=")
+        if equals and kind in detectors.KINDS:
+            named[kind] = path
+        else:
+            files.append(text)
+    for kind, path in (("pose_regressor", pose_regressor), ("embedding", embedding)):
+        if path is not None:
+            named[kind] = path
+    return dict(detectors=named, detector_files=tuple(files))
+
+
+def find_snapshots(network: str) -> tuple[list[str], str | None]:
+    """The network files that --network names, and the run folder that they lie in, if it is one."""
+    import dnnlib
+    if os.path.isdir(network):
+        found = sorted(glob.glob(os.path.join(glob.escape(network), "network-snapshot-*.pkl")))
+        if not found:
+            raise UserError(f"--network={network}: the folder holds no network-snapshot-*.pkl; give a run folder or a network file")
+        return found, network
+    if dnnlib.util.is_url(network):
+        return [dnnlib.util.open_url(network, return_filename=True)], None
+    if not os.path.isfile(network):
+        raise UserError(f"--network={network}: there is no such file or folder; expected a network file, a run folder or an address")
+    folder = os.path.dirname(os.path.abspath(network))
+    return [network], folder if os.path.isfile(os.path.join(folder, "training_options.json")) else None
+
+
+def choose_device(device: str, gpus: int) -> str:
+    """'cuda' or 'cpu', for this many processes."""
+    import torch
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = ("cuda" if available else "cpu") if device == "auto" else device
+    if device == "cuda" and gpus > available:
+        raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
+    return device
+
+
+def data_kwargs(plan: Plan, G: Any, stored: dict | None) -> dict:
+    """Arguments of the data set: --data, else what the network was trained on. `stored`: training_set_kwargs of the file."""
+    stored = dict(stored or {})
+    kwargs = dict(stored) if plan.data is None else dict(class_name="training.dataset.ImageFolderDataset", path=plan.data, xflip=stored.get("xflip", False))
+    if kwargs:
+        kwargs["use_labels"] = G is not None and G.c_dim > 0
+        kwargs["xflip"] = kwargs.get("xflip", False) if plan.mirror is None else plan.mirror
+    return kwargs
+
+
+def load(snapshot: str, verbose: bool) -> tuple[Any, dict | None]:
+    """(G_ema, training_set_kwargs) of a network file."""
+    import legacy
+    if verbose:
+        print(f"Loading {snapshot} ...")
+    networks = legacy.load_network_pkl(snapshot)
+    return legacy.generator_of(networks, snapshot), networks["training_set_kwargs"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Work.
+
+def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
+    """Can all of it be computed? Full names; UserError where not. Looks at the first snapshot: those of a run are alike."""
+    from metrics import metric_main
+    from metrics.metric_utils import MetricOptions
+    G, stored = load(plan.snapshots[0], verbose=False) if plan.snapshots else (None, None)
+    opts = MetricOptions(G=G, dataset_kwargs=data_kwargs(plan, G, stored), device="cpu", **plan.options)
+    return [request.name for request in metric_main.check_metrics(names, opts, samples, fetch=True)]
+
+
+def run_process(rank: int, plan: Plan, address: str | None = None, messages: Any = None) -> list[tuple[str, dict]]:
+    """One process's part. Returns (what was judged, results) for each of the snapshots."""
+    import torch
+
+    from metrics.evaluation import compute
+    from torch_utils import distributed
+    device = torch.device("cuda", rank) if plan.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif plan.gpus > 1:
+        torch.set_num_threads(max((os.cpu_count() or 1) // plan.gpus, 1))
+    try:
+        distributed.init(rank, plan.gpus, device, init_method=address)
+        rows = []
+        for snapshot in plan.snapshots or [None]:
+            G, stored = (None, None) if snapshot is None else load(snapshot, plan.verbose and rank == 0)
+            results = compute(plan.names, G, plan.run_dir, snapshot, dataset_kwargs=data_kwargs(plan, G, stored), rank=rank, num_gpus=plan.gpus,
+                              device=device, progress=plan.verbose, **plan.options)
+            what = plan.options["images_kwargs"]["path"] if snapshot is None else os.path.basename(snapshot)
+            rows.append((what, {key: value for result in results for key, value in result.results.items()}))
+        if rank == 0:
+            print(table(rows))
+    except UserError as error:
+        if messages is not None:
+            messages.put(error.message)
+        raise
+    distributed.shutdown()
+    return rows
+
+
+def launch(plan: Plan) -> None:
+    """Runs it in this process, or in plan.gpus new ones."""
+    import torch
+
+    from torch_utils import distributed
+    if plan.gpus == 1:
+        run_process(0, plan)
+        return
+    messages = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    try:
+        torch.multiprocessing.spawn(run_process, args=(plan, f"tcp://127.0.0.1:{distributed.free_port()}", messages), nprocs=plan.gpus)
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
+        if not messages.empty():
+            raise UserError(messages.get()) from None
+        raise
+
+
+def table(rows: list[tuple[str, dict]]) -> str:
+    """A line per number, those of one metric below each other."""
+    keys = list(dict.fromkeys(key for _, results in rows for key in results))
+    lines = [(key, value if isinstance(value, str) else f"{value:.5g}", what) for key in keys for what, results in rows
+             for value in [results.get(key)] if value is not None]
+    widths = [max(len(line[i]) for line in lines) for i in range(2)]
+    return "\n".join(["", *(f"{key:<{widths[0]}}  {value:>{widths[1]}}  {what}" for key, value, what in lines)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+@click.group(invoke_without_command=True, subcommand_metavar="[prepare --metrics=A,B [--data=ZIP]]", epilog=EXAMPLES,
+             context_settings=dict(max_content_width=130, show_default=True))
+@click.option("--network",      help="Network file, an address, or a run folder for all its snapshots", metavar="PKL|URL|DIR")
+@click.option("--images",       help="Judge these images instead of a network's (FID, KID, PR, IS)", metavar="DIR|ZIP")
+@click.option("--metrics",      help="Such as fid50k_full, or fid1k_full for fewer images", metavar="A,B", callback=parse_names)
+@click.option("--data",         help="Real images  [default: what the network was trained on]", metavar="ZIP|DIR")
+@click.option("--mirror",       help="Real images mirrored, too; the _full metrics never do so  [default: as in training]", type=bool, metavar="BOOL")
+@click.option("--samples",      help="Number of images for all metrics; shows in their names", type=click.IntRange(min=1))
+@click.option("--detector",     help="TorchScript detector from a file; can be given again", metavar="[KIND=]FILE", multiple=True)
+@click.option("--pose-regressor", help="For pose_error, from `python -m metrics.pose_regressor`", metavar="FILE")
+@click.option("--embedding",    help="For view_consistency: TorchScript, images -> features", metavar="FILE")
+@click.option("--gpus",         help="Number of GPUs, or of processes on a CPU; does not change the result", type=click.IntRange(min=1), default=1)
+@click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+@click.option("--seed",         help="Of latents, cameras and noise", type=click.IntRange(0, 2**32 - 1), default=0)
+@click.option("--plot",         help="Draw the metrics of the run's snapshots: metrics.png in its folder", is_flag=True)
+@click.option("--verbose",      help="Progress on the screen", type=bool, default=True, metavar="BOOL")
+@click.pass_context
+def main(ctx: click.Context, network: str | None, images: str | None, metrics: list[str], data: str | None, mirror: bool | None, samples: int | None,
+         detector: tuple[str, ...], pose_regressor: str | None, embedding: str | None, gpus: int, device: str, seed: int, plot: bool, verbose: bool) -> None:
+    """Compute metrics of a network, of a run's snapshots, or of images. A table on the screen; JSON lines metric-NAME.jsonl beside the run."""
+    if ctx.invoked_subcommand is not None:
+        given = [name for name in ctx.params if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')}: stands before `{ctx.invoked_subcommand}`; put options behind it")
+        return
+    if (network is None) == (images is None):
+        raise UserError("--network, --images: give one of them, a network to judge or a folder of images" if network is None
+                        else f"--images={images}: excludes --network; give one of them")
+    if not metrics and not plot:
+        raise UserError("--metrics is missing; for example --metrics=fid50k_full,kid50k_full")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    snapshots, run_dir = find_snapshots(network) if network is not None else ([], None)
+    if plot and run_dir is None:
+        raise UserError("--plot: draws the metrics of a run's snapshots; give a run folder as --network")
+    if metrics:
+        options = sort_detectors(detector, pose_regressor, embedding)
+        options["seed"] = seed
+        if images is not None:
+            options["images_kwargs"] = dict(class_name="training.dataset.ImageFolderDataset", path=images)
+        plan = Plan([], snapshots, run_dir, data, mirror, gpus, choose_device(device, gpus), verbose, options)
+        plan.names = check(plan, metrics, samples)
+        launch(plan)
+    if plot:
+        from metrics.plots import plot_run
+        print(f"Drew {plot_run(run_dir)}.")
+
+
+@main.command()
+@click.option("--metrics",      help="What is to be computed later  [default: the detectors of StyleGAN3's metrics]", metavar="A,B", callback=parse_names)
+@click.option("--data",         help="For camera metrics: the data that their networks learn from", metavar="ZIP|DIR")
+def prepare(metrics: list[str], data: str | None) -> None:
+    """Fetch (or train) the detectors that metrics need, into the cache (DNNLIB_CACHE_DIR)."""
+    from metrics import detectors, metric_main
+    requests = metric_main.parse_metrics(metrics or ["fid50k_full", "pr50k3_full"])
+    kwargs = {} if data is None else dict(class_name="training.dataset.ImageFolderDataset", path=data, use_labels=True)
+    needed: dict[str, list[str]] = {}
+    for request in requests:
+        for kind, use in request.metric.detectors:
+            needed.setdefault(kind, []).append(use)
+    for kind, uses in needed.items():
+        path = detectors.prepare(kind, kwargs)
+        for use in uses:
+            detectors.check(kind, use, path)
+        print(f"{kind}: {path}\n  sha256 {detectors.sha256_of(path)}")
+    if not needed:
+        print("These metrics need no detector.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""How well a network obeys its camera (pose_error) and its latent (view_consistency): two names of one computation.
+
+One without the other says little: a network that ignores its camera is perfectly consistent, one that ignores its latent is free to have a
+small pose error. So either name computes both, on the same images, and every result holds both.
+
+The images come in groups of VIEWS latents, each from the group's VIEWS cameras, which are drawn from the data set's labels. Layer noise is
+drawn anew for each image: what stays the same within a latent is due to the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError, make_cache_dir_path
+from metrics import detectors, pose_error, view_consistency
+from metrics.features import compute_feature_stats_for_dataset
+from metrics.metric_main import Request, register_metric
+from metrics.options import MetricOptions
+from metrics.pose_regressor import train_pose_regressor, viewing_directions
+from metrics.samples import Batch, gather_rows, generate, passes, rng
+from metrics.scene_embedding import require_views, train_scene_embedding
+from metrics.scene_ids import read_scene_ids, shows_scenes_again
+from metrics.small_network import METADATA, read_metadata
+
+VIEWS = 4                                # latents in a group, and cameras of each
+GROUP = VIEWS * VIEWS                    # images in a group
+MIN_SAMPLES = 4 * GROUP
+USUAL_SAMPLES = 10000
+REALS = 1000                             # real images to judge a regressor on whose file does not say its error
+POSE, SCENE = ("pose_regressor", "features"), ("embedding", "features")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The images.
+
+def layout(index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of images [N] -> the numbers of their latents, cameras and groups, [N] each. Image i and i + 1 mostly share the latent."""
+    group = index // GROUP
+    return index // VIEWS, group * VIEWS + index % VIEWS, group
+
+
+def camera_items(seed: int, group: int, num_items: int) -> np.ndarray:
+    """The items of the data set [VIEWS] whose labels are the cameras of that group, all different where there are enough."""
+    return rng(seed, "views/cameras", group).choice(num_items, VIEWS, replace=num_items < VIEWS)
+
+
+def iterate_views(opts: MetricOptions, num_samples: int) -> Iterator[Batch]:
+    """This rank's share of images 0 .. num_samples - 1, which derive from (seed, number) alone."""
+    dataset = opts.dataset()
+    for index in passes(opts, num_samples, opts.batch_gen):
+        latent, camera, group = layout(index)
+        z = np.stack([rng(opts.seed, "views", int(i)).standard_normal(opts.G.z_dim, dtype=np.float32) for i in latent])
+        items = [camera_items(opts.seed, int(g), len(dataset))[int(k) % VIEWS] for g, k in zip(group, camera)]
+        c = np.stack([dataset.get_label(int(item)) for item in items])
+        noise_seed = int(rng(opts.seed, "views/noise", int(index[0])).integers(2 ** 62))
+        yield Batch(index, torch.from_numpy(z).to(opts.device), torch.from_numpy(c).to(opts.device), noise_seed)
+
+
+def look_at_views(opts: MetricOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the images: the directions asked for [N, 3], those recovered [N, 3], and the embeddings [N, D]. On all ranks."""
+    regressor, embedding = opts.detector(*POSE), opts.detector(*SCENE)
+    rows, index = [], []
+    with opts.bar(opts.num_samples, "views") as bar:
+        for batch in iterate_views(opts, opts.num_samples):
+            images = generate(opts, batch)
+            rows.append(torch.cat([viewing_directions(batch.c).float(), unit(regressor(images)), embedding(images)], dim=1))
+            index.append(batch.index)
+            bar.update(len(batch.index) * opts.num_gpus)
+    table = gather_rows(opts, rows, index, opts.num_samples)
+    return table[:, :3], table[:, 3:6], table[:, 6:]
+
+
+def unit(directions: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(directions, dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two metrics.
+
+def check_views(opts: MetricOptions, request: Request) -> None:
+    """Enough images for pairs of both kinds; both detectors at hand: neither number is computed where the other cannot be."""
+    if request.num_samples < MIN_SAMPLES:
+        raise UserError(f"--metrics={request.name}: {request.num_samples} images, expected {MIN_SAMPLES} or more (groups of {VIEWS} latents from {VIEWS} "
+                        f"cameras); give --samples={MIN_SAMPLES}")
+    for kind, use in (POSE, SCENE):
+        try:
+            opts.detector_path(kind, use)
+        except UserError as error:
+            raise UserError(f"--metrics={request.name}: pose_error and view_consistency are computed and shown together, and {error.message}") from error
+
+
+def camera_metric(name: str) -> Callable:
+    """Registers a name of the computation."""
+    return register_metric(name=name, samples=USUAL_SAMPLES, count_optional=True, detectors=(POSE, SCENE), needs=("generator", "cameras"),
+                           check=check_views, shared="camera")
+
+
+@camera_metric("pose_error{count}")
+@camera_metric("view_consistency{count}")
+def camera_metrics(opts: MetricOptions) -> dict:
+    """Angles in degrees. docs/metrics.md says what each number is."""
+    count = opts.metric.removeprefix("pose_error").removeprefix("view_consistency")
+    requested, recovered, embedding = look_at_views(opts)
+    pose = pose_error.pose_error(requested, recovered)
+    views = view_consistency.view_consistency(embedding, *layout(np.arange(opts.num_samples)))
+    error, consistency = f"pose_error{count}", f"view_consistency{count}"
+    return {
+        error: pose["mean"], f"{error}_median": pose["median"], **real_error(opts, error), f"{error}_chance": pose["chance"],
+        f"{error}_shuffled": pose["shuffled"],
+        consistency: views["within"], f"{consistency}_between": views["between"], f"{consistency}_ratio": views["ratio"],
+    }
+
+
+def real_error(opts: MetricOptions, name: str) -> dict:
+    """The regressor's own error [deg] on held-out real images, from its file; where that does not say, on images of the data set."""
+    metadata = read_metadata(opts.detector(*POSE).extra.get(METADATA, ""))
+    if "held_out_mean_deg" in metadata:
+        return {f"{name}_real": metadata["held_out_mean_deg"], f"{name}_real_from": f"images of {metadata.get('data')} held out from the regressor's training"}
+    dataset = opts.dataset()
+    items = np.unique(np.linspace(0, len(dataset) - 1, REALS).astype(np.int64))
+    found = unit(torch.from_numpy(compute_feature_stats_for_dataset(opts, *POSE, index=items, capture_all=True).get_all())).numpy()
+    truth = viewing_directions(torch.from_numpy(np.stack([dataset.get_label(int(item)) for item in items]))).numpy()
+    mean = float(pose_error.angles_deg(found, truth).mean())
+    return {f"{name}_real": mean, f"{name}_real_from": f"{len(items)} images of {dataset.name}, on which the regressor may have been trained"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two detectors.
+
+def _cached(name: str) -> Callable[[dict], str]:
+    """Its place in the cache by the data that it was trained on; '' where these are none that could be known again."""
+    def path(dataset_kwargs: dict) -> str:
+        if "path" not in dataset_kwargs:
+            return ""
+        mirrored = "-mirrored" if dataset_kwargs.get("xflip") else ""
+        return make_cache_dir_path("detectors", f"{name}-{detectors.data_hash(dataset_kwargs)[:20]}{mirrored}.pt")
+    return path
+
+
+def _train_pose(dataset_kwargs: dict, path: str) -> None:
+    print(f"Training a pose regressor on {dataset_kwargs['path']} ...")
+    train_pose_regressor(dataset_kwargs, path)
+
+
+def _train_embedding(dataset_kwargs: dict, path: str) -> None:
+    require_views(dataset_kwargs["path"])
+    print(f"Training a scene embedding on {dataset_kwargs['path']} ...")
+    train_scene_embedding(dataset_kwargs, path)
+
+
+def _pose_remedy(dataset_kwargs: dict) -> str:
+    path = dataset_kwargs.get("path", "ZIP")
+    return (f"train one with `python calc_metrics.py prepare --metrics=pose_error --data={path}`, or with `python -m metrics.pose_regressor --data={path} "
+            "--dest=FILE` and give --pose-regressor=FILE")
+
+
+def _embedding_remedy(dataset_kwargs: dict) -> str:
+    path = dataset_kwargs.get("path")
+    if path is None or shows_scenes_again(read_scene_ids(path)):
+        path = path or "ZIP"
+        return (f"train one with `python calc_metrics.py prepare --metrics=view_consistency --data={path}`, or with `python -m metrics.scene_embedding "
+                f"--data={path} --dest=FILE` and give --embedding=FILE")
+    return (f"{path} shows no scene twice, so none can be learned from it: give --embedding=FILE, a TorchScript face recogniser (images [N, 3, H, W] in 0 "
+            ".. 255 -> [N, D]), or one that `python -m metrics.scene_embedding` makes from data of the same kind with two or more views of each scene")
+
+
+detectors.KINDS["pose_regressor"] = detectors.Kind(
+    name="pose_regressor", option="--pose-regressor", uses={"features": {}}, dim=3, extra_files=(METADATA,),
+    cached_path=_cached("pose-regressor"), make=_train_pose, remedy=_pose_remedy)
+detectors.KINDS["embedding"] = detectors.Kind(
+    name="embedding", option="--embedding", uses={"features": {}}, extra_files=(METADATA,),
+    cached_path=_cached("scene-embedding"), make=_train_embedding, remedy=_embedding_remedy)

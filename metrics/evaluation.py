@@ -1,0 +1,60 @@
+"""Metrics of a network file, as training and calc_metrics.py both compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from dnnlib.util import EasyDict
+from metrics.metric_main import calc_metric, check_metrics, report_metric
+from metrics.options import MetricOptions
+from torch_utils import distributed
+
+
+def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, **options: Any) -> list[str]:
+    """For training, before the first step: can all these metrics be computed? Fetches published detectors that are missing.
+
+    G: the generator, on any device; the meta device will do. options: further fields of MetricOptions (detectors, detector_files).
+    Returns the full names. Raises UserError, one line: a name that does not exist, a metric that does not fit the network or the data, a detector that
+    is missing or wrong. For one process.
+    """
+    opts = MetricOptions(G=G, dataset_kwargs=dict(dataset_kwargs), device="cpu", **options)
+    return [request.name for request in check_metrics(names, opts, fetch=True)]
+
+
+def evaluate(
+    snapshot:       str,                                # Network file.
+    run_dir:        str | None,                         # Where metric-NAME.jsonl goes. None: nowhere.
+    names:          Iterable[str],
+    load_network:   Callable[[str], dict],              # file -> dict(G, G_ema, training_set_kwargs)
+    device:         torch.device | str | None = None,
+    **options:      Any,                                # Further fields of MetricOptions.
+) -> dict[str, float]:                                  # Numbers by name, the same on all ranks.
+    """The metrics of a snapshot, for the training loop. Every process of the run calls it; rank 0 reports.
+
+    Nothing of the caller changes: the network is read anew, and torch's global generators are left as they were.
+    """
+    networks = load_network(snapshot)
+    G = networks["G"] if networks["G_ema"] is None else networks["G_ema"]
+    opts = dict(options, dataset_kwargs=dict(networks["training_set_kwargs"]), rank=distributed.get_rank(), num_gpus=distributed.get_world_size(),
+                device=device)
+    results = compute(names, G, run_dir, snapshot, **opts)
+    return {key: value for result in results for key, value in result.results.items() if not isinstance(value, str)}
+
+
+def compute(names: Iterable[str], G: torch.nn.Module | None, run_dir: str | None, snapshot: str | None, **options: Any) -> list[EasyDict]:
+    """One calc_metric result for each name, reported on rank 0."""
+    opts = MetricOptions(G=None, **options)
+    if G is not None:
+        opts.G = G.eval().requires_grad_(False).to(opts.device)
+    results = []
+    for name in names:
+        result = calc_metric(name, **vars(opts))
+        if opts.rank == 0:
+            report_metric(result, run_dir=run_dir, snapshot_pkl=snapshot)
+        results.append(result)
+    return results
+
+

@@ -1,0 +1,49 @@
+"""Detectors and networks that the tests of the metrics share."""
+
+import torch
+
+from training import networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3
+
+
+class TinyDetector(torch.nn.Module):
+    """Has all keywords of both published detectors."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = torch.nn.Conv2d(3, width, 3, padding=1)
+
+    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False, resize_images: bool = True,
+                return_lpips: bool = False) -> torch.Tensor:
+        x = self.conv(img / 127.5 - 1).sin()
+        x = torch.cat([x.mean(dim=[2, 3]), x.amax(dim=[2, 3])], dim=1)
+        return torch.softmax(4 * x, dim=1) if no_output_bias else x
+
+
+def save_detector(path, module=None):
+    torch.jit.script(TinyDetector() if module is None else module).save(str(path))
+    return str(path)
+
+
+def stylegan2(c_dim=0, cls=networks_stylegan2.Generator, res=16, **kwargs):
+    torch.manual_seed(2)
+    G = cls(z_dim=8, c_dim=c_dim, w_dim=8, img_resolution=res, img_channels=3, mapping_kwargs=dict(num_layers=2), channel_base=128, channel_max=8, **kwargs)
+    for name, p in G.named_parameters():
+        if name.endswith("noise_strength"):
+            p.data.fill_(0.3)                            # so that noise can be told
+    return G.eval().requires_grad_(False)
+
+
+def raycond2(**kwargs):
+    return stylegan2(25, networks_raycond2.Generator, rays="pinhole", **kwargs)
+
+
+def stylegan3(c_dim=0, cls=networks_stylegan3.Generator, res=32, **kwargs):
+    torch.manual_seed(3)
+    G = cls(z_dim=8, c_dim=c_dim, w_dim=8, img_resolution=res, img_channels=3, mapping_kwargs=dict(num_layers=1), channel_base=256, channel_max=16,
+            num_layers=4, **kwargs)
+    return G.eval().requires_grad_(False)
+
+
+def raycond3(rays="pinhole", **kwargs):
+    return stylegan3(25, networks_raycond3.Generator, rays=rays, **kwargs)
