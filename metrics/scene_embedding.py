@@ -36,6 +36,7 @@ from metrics.small_training import (
     summary,
 )
 
+USUAL = Recipe(kimg=60, batch=256)
 DIMENSIONS = 128
 TEMPERATURE = 0.1                        # of the softmax over cosine similarities
 MAX_JUDGED = 1500                        # held-out images whose pairs are all compared
@@ -105,7 +106,7 @@ def held_out_scores(network: SmallNetwork, images: Images, device: str) -> dict[
                 between=float(between.mean()), camera_effect=float(between[angle <= near].mean() - between[angle >= far].mean()))
 
 
-def train_scene_embedding(dataset_kwargs: dict, dest: str, recipe: Recipe = Recipe(kimg=200, batch=256), progress: bool = True) -> dict:
+def train_scene_embedding(dataset_kwargs: dict, dest: str, recipe: Recipe = USUAL, progress: bool = True) -> dict:
     """Trains on that data set and writes `dest`, whole or not at all. Returns the metadata. Raises UserError where the data do not do."""
     start = time.monotonic()
     require_views(dataset_kwargs["path"])
@@ -150,8 +151,8 @@ def views_by_scene(scenes: torch.Tensor, items: torch.Tensor) -> tuple[torch.Ten
 @click.option("--dest",       help="TorchScript file to write; replaced if it is there", metavar="FILE", required=True)
 @click.option("--resolution", help="Size that the network brings images to  [default: the images', at most 64]",
               type=click.Choice([str(size) for size in RESOLUTIONS]), metavar="PIXELS")
-@click.option("--kimg",       help="Thousands of images to train on, repetitions counted", type=click.FloatRange(min=0, min_open=True), default=200)
-@click.option("--batch",      help="Images per batch: two of each scene", type=click.IntRange(min=4), default=256)
+@click.option("--kimg",       help="Thousands of images to train on, repetitions counted", type=click.FloatRange(min=0, min_open=True), default=USUAL.kimg)
+@click.option("--batch",      help="Images per batch: two of each scene", type=click.IntRange(min=4), default=USUAL.batch)
 @click.option("--seed",       help="Random seed", type=click.IntRange(0, 2 ** 32 - 1), default=0)
 @click.option("--device",     help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 def main(data: str, dest: str, resolution: str | None, kimg: float, batch: int, seed: int, device: str) -> None:

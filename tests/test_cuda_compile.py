@@ -11,17 +11,18 @@ import torch_utils
 from torch_utils import custom_ops
 from torch_utils.ops import launching
 from torch_utils.ops.bias_act import native as bias_act_native
+from torch_utils.ops.filtered_lrelu import native as filtered_lrelu_native
 from torch_utils.ops.upfirdn2d import native as upfirdn2d_native
 
 ROOT = Path(torch_utils.__file__).parents[1]
 SOURCES = sorted(path for folder in ("torch_utils", "training") for path in (ROOT / folder).rglob("*.cu"))
-EMPTY_ARGS = {"bias_act": bias_act_native.Args, "upfirdn2d": upfirdn2d_native.Args}
+EMPTY_ARGS = {"bias_act": bias_act_native.Args, "filtered_lrelu": filtered_lrelu_native.Args, "upfirdn2d": upfirdn2d_native.Args}
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed: the CUDA sources are not compiled")
 
 
 def test_every_source_is_found_by_name():
-    assert {path.stem for path in SOURCES} >= {"bias_act", "upfirdn2d"}
+    assert {path.stem for path in SOURCES} >= {"bias_act", "filtered_lrelu", "upfirdn2d"}
     assert {path.stem for path in SOURCES} == set(custom_ops._plugins), "a .cu without a declared plugin, or the reverse"
 
 

@@ -19,6 +19,9 @@ from torch_utils import custom_ops
 from torch_utils.ops import bias_act, grid_sample_gradfix, launching, upfirdn2d
 from torch_utils.ops.bias_act import activation_funcs
 from torch_utils.ops.bias_act import native as bias_act_native
+from torch_utils.ops.filtered_lrelu import native as filtered_lrelu_native
+from torch_utils.ops.filtered_lrelu import operator as filtered_lrelu_operator
+from torch_utils.ops.filtered_lrelu import plain as filtered_lrelu_plain
 from torch_utils.ops.upfirdn2d import native as upfirdn2d_native
 from torch_utils.ops.upfirdn2d import reference as upfirdn2d_reference
 
@@ -132,6 +135,31 @@ def test_bias_act_kernels_on_odd_inputs(twin):
         settings = (1, "lrelu", 0.2, 1.4, -1.0)
         y = bias_act_native.run(library("bias_act"), 0, x, None, None, b, *settings)
         assert_near(y, bias_act_native._cpu(x.double(), b.double(), *settings), dtypes[0], f"{list(x.shape)} {x.stride()}")
+
+
+@pytest.mark.parametrize("taps, up, down", [((12, 12), 2, 2), ((24, 12), 4, 2), ((5, 32), 1, 4), ((None, 6), 3, 1), ((32, None), 4, 4)])
+def test_filtered_lrelu_kernel(twin, taps, up, down):
+    """The function, its derivative and the adjoint: one tile and several, crops, biases, signs of the gain, both orders of the taps."""
+    library, dtypes = twin
+    rng, pick = np.random.RandomState(0), random.Random(0)
+    fu, fd = (None if n is None else torch.from_numpy(rng.uniform(-0.5, 1, n).astype(np.float32)) for n in taps)
+    for dtype in set(dtypes) - {torch.float64}:
+        for shape in ((2, 2, 9, 13), (1, 2, 45, 70), (0, 3, 16, 16)):
+            for clamp in (-1.0, 1.5):
+                x, b = randn(rng, shape, dtype), randn(rng, shape[1], dtype) if pick.random() < 0.7 else None
+                reach = (fu is not None and len(fu)) + (fd is not None and len(fd))
+                padding = [reach // 2 + pick.randint(-3, 3) for _ in range(4)]
+                settings = (up, down, padding, pick.choice([1.4, -0.7]), pick.choice([0.2, 0.0]), clamp, pick.random() < 0.5)
+                sizes = filtered_lrelu_operator.sizes(x, fu, fd, up, down, padding)
+                what = f"{dtype} {shape} {settings}"
+                run = lambda v, transposed: filtered_lrelu_native.run(                                          # noqa: E731
+                    library("filtered_lrelu"), x, v, fu, fd, b, *settings, transposed, *sizes)                  # noqa: B023
+                wide = (fu, fd, None if b is None else b.double(), *settings)
+                assert_near(run(None, False), filtered_lrelu_plain.forward(x.double(), *wide, *sizes), dtype, what)
+                v, dy = randn(rng, shape, dtype), randn(rng, (*shape[:2], *sizes[1]), dtype)
+                for direction, transposed in ((v, False), (dy, True)):
+                    expected = filtered_lrelu_plain.derivative(x.double(), direction.double(), *wide, transposed, *sizes)
+                    assert_near(run(direction, transposed), expected, dtype, f"{what} transposed {transposed}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from camera_utils import Camera, camera_for, camera_stats
 from dnnlib import UserError
 from torch_utils import misc, training_stats
 from training import layers
@@ -17,7 +18,7 @@ from training.ema import GeneratorEMA
 from training.loss import StyleGAN2Loss
 from training.phases import Phase, lazy_optimizer, update_weights
 from training.presets import PRESETS, lookup
-from training.snapshots import grid_size, to_uint8
+from training.snapshots import grid_size, sweep_labels, to_uint8
 from training.status import Status, read_stats
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,3 +207,13 @@ def test_presets_are_data():
         lookup(PRESETS, "stylegan3t", "--cfg")
     assert (PRESETS["raycond3-r"].cbase, PRESETS["raycond3-r"].G_width, PRESETS["raycond3-r"].blur_init_sigma) == (32768, 2, 10)
     assert PRESETS["stylegan3-t"].glr == 0.0025 and PRESETS["stylegan3-t"].dlr == 0.002 and PRESETS["stylegan3-t"].mapping_layers == 2
+
+
+@pytest.mark.parametrize("low, high", [(-0.6, 0.6), (-math.pi, math.pi)])
+def test_view_sheet_shows_no_view_twice(low, high):
+    yaw = np.linspace(low, high, 64)
+    labels = torch.cat([camera_for("cars", yaw=float(angle), pitch=0.3).to_label() for angle in yaw])
+    sweep = sweep_labels(camera_stats(labels), 7)
+    angles = Camera.from_label(sweep).yaw_pitch()[0]
+    gaps = torch.remainder(angles[None, :] - angles[:, None] + math.pi, 2 * math.pi) - math.pi
+    assert sweep.shape == (7, 25) and gaps.abs()[~torch.eye(7, dtype=torch.bool)].min() > 0.1

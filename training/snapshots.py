@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from typing import Any
 
@@ -77,7 +78,8 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def sweep_labels(camera_stats: dict, columns: int) -> torch.Tensor:
     """Labels [columns, 25] of a sweep over the data's own range of yaw, at its mean pitch."""
     low, high = camera_stats["yaw_range"]
-    yaw = torch.linspace(low, high, columns)
+    all_around = high - low > 1.9 * math.pi             # then both ends are one view
+    yaw = torch.linspace(low, high, columns + 1)[:-1] if all_around else torch.linspace(low, high, columns)
     camera = camera_utils.Camera.from_stats(camera_stats, yaw=yaw, pitch=torch.full_like(yaw, camera_stats["pitch_mean"]))
     return camera.to_label().to(torch.float32)
 

@@ -1,6 +1,7 @@
 // Launches the bias_act variants of bias_act.cuh on a GPU.
 
 #include "bias_act.cuh"
+#include "dtypes.cuh"
 #include "launch.cuh"
 
 namespace raycond {
@@ -26,11 +27,5 @@ RC_EXPORT int raycond_bias_act(const raycond::BiasActArgs* args, void* stream) {
     if (args->count == 0) return cudaSuccess;
     LaunchScope scope(args->device, stream);
     if (scope.error) return scope.error;
-    switch (args->dtype) {
-        case kHalf:     return run_type<OnDevice, __half>(*args);
-        case kBFloat16: return run_type<OnDevice, __nv_bfloat16>(*args);
-        case kFloat:    return run_type<OnDevice, float>(*args);
-        case kDouble:   return run_type<OnDevice, double>(*args);
-    }
-    return cudaErrorInvalidValue;
+    return with_type(args->dtype, cudaErrorInvalidValue, [&](auto stored) { return run_type<OnDevice, typename decltype(stored)::type>(*args); });
 }

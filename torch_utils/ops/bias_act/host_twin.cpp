@@ -2,6 +2,7 @@
 // Built by the tests alone, with any C++17 compiler.
 
 #include "bias_act.cuh"
+#include "dtypes.cuh"
 
 namespace raycond {
 
@@ -19,13 +20,5 @@ struct OnHost {
 extern "C" int raycond_bias_act(const raycond::BiasActArgs* args, void*) {
     using namespace raycond;
     if (args->count == 0) return 0;
-    switch (args->dtype) {
-#if defined(__CUDACC__)
-        case kHalf:     return run_type<OnHost, __half>(*args);
-        case kBFloat16: return run_type<OnHost, __nv_bfloat16>(*args);
-#endif
-        case kFloat:    return run_type<OnHost, float>(*args);
-        case kDouble:   return run_type<OnHost, double>(*args);
-    }
-    return 1;
+    return with_type(args->dtype, 1, [&](auto stored) { return run_type<OnHost, typename decltype(stored)::type>(*args); });
 }

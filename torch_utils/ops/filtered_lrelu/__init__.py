@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops.filtered_lrelu import composed, operator, reference
+from torch_utils.ops.filtered_lrelu import composed, native, operator, reference
 from torch_utils.ops.upfirdn2d.arguments import edges, filter_size, output_size
 
 __all__ = ["filtered_lrelu"]
@@ -51,8 +51,8 @@ def filtered_lrelu(
             f"x {list(x.shape)} with up {up} and padding {padding} is smaller than the filters of {fu_taps} and {fd_taps} taps need"
 
     settings = (x, fu, fd, b, up, down, padding, float(gain), float(slope), None if clamp is None else float(clamp), flip_filter)
-    if impl == "ref" or custom_ops.mode() == "reference":
+    path = "reference" if impl == "ref" else custom_ops.path("filtered_lrelu", x.device.type)
+    if path == "reference":
         return reference.filtered_lrelu(*settings)
-    if x.device.type in ("cpu", "meta") and operator.takes(x, fu, fd):
-        return operator.filtered_lrelu(*settings)
-    return composed.filtered_lrelu(*settings)
+    fused = native.takes(x, fu, fd, up, down) if path == "native" else x.device.type != "cuda"      # the products with band matrices are for CPUs
+    return (operator if fused and operator.takes(x, fu, fd) else composed).filtered_lrelu(*settings)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from torch_utils import custom_ops
 from torch_utils.ops import launching, registry
-from torch_utils.ops.filtered_lrelu import plain
+from torch_utils.ops.filtered_lrelu import native, plain
 from torch_utils.ops.upfirdn2d.arguments import filter_size, output_size
 
 
@@ -67,6 +68,17 @@ def _cpu_derivative(x: torch.Tensor, v: torch.Tensor, fu: torch.Tensor | None, f
     return _laid_out(y, _fake_derivative(x, v, fu, fd, b, *settings))
 
 
+def _cuda(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None, *settings: Any) -> torch.Tensor:
+    y = native.run(custom_ops.library("filtered_lrelu"), x, None, fu, fd, b, *settings, False, *sizes(x, fu, fd, *settings[:3]))
+    return _laid_out(y, _fake(x, fu, fd, b, *settings))
+
+
+def _cuda_derivative(x: torch.Tensor, v: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None,
+                     *settings: Any) -> torch.Tensor:
+    y = native.run(custom_ops.library("filtered_lrelu"), x, v, fu, fd, b, *settings, *sizes(x, fu, fd, *settings[:3]))
+    return _laid_out(y, _fake_derivative(x, v, fu, fd, b, *settings))
+
+
 def _laid_out(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return y if y.stride() == like.stride() else like.copy_(y)
 
@@ -102,8 +114,8 @@ _SETTINGS = "int up, int down, SymInt[] padding, float gain, float slope, float 
 
 _function = registry.register(
     f"filtered_lrelu(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, {_SETTINGS}) -> Tensor",
-    kernels={"CPU": _cpu}, fake=_fake, setup_context=_keep, backward=_backward)
+    kernels={"CPU": _cpu, "CUDA": _cuda}, fake=_fake, setup_context=_keep, backward=_backward)
 
 _derivative = registry.register(
     f"filtered_lrelu_derivative(Tensor x, Tensor v, Tensor? fu, Tensor? fd, Tensor? b, {_SETTINGS}, bool transposed) -> Tensor",
-    kernels={"CPU": _cpu_derivative}, fake=_fake_derivative, setup_context=_keep_derivative, backward=_backward_derivative)
+    kernels={"CPU": _cpu_derivative, "CUDA": _cuda_derivative}, fake=_fake_derivative, setup_context=_keep_derivative, backward=_backward_derivative)

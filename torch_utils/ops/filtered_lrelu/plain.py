@@ -95,7 +95,7 @@ def through(sources: list[tuple[torch.Tensor, Resampling]], act: Callable[..., t
     N, C = x.shape[0], x.shape[3]
     y = x.new_empty([N, down.height, down.width, C])
     columns = up.width * C
-    group = min(columns, max(512, GROUP_ELEMENTS // up.height // 16 * 16))
+    group = max(1, min(columns, max(512, GROUP_ELEMENTS // up.height // 16 * 16)))
     held = [x.new_empty([up.height, group]) for _ in sources]
     wide = [source.new_empty([source.shape[1], columns]) for source, _ in sources]
     below = x.new_empty([down.height, columns])

@@ -33,6 +33,9 @@ template <class Run, class T> int run_type(const UpfirdnArgs& a) {
     return a.separable ? kNotTaken : Run::template go<AnyFilter<T>>(a);
 }
 
-template <class Run> int run_double(const UpfirdnArgs& a) { return a.separable ? kNotTaken : Run::template go<AnyFilter<double>>(a); }
+template <class Run, class T> int run_call(const UpfirdnArgs& a) {
+    if constexpr (sizeof(T) < sizeof(double)) return run_type<Run, T>(a);       // tiles in double would not fit, and nobody waits for it
+    else return a.separable ? kNotTaken : Run::template go<AnyFilter<T>>(a);
+}
 
 }  // namespace raycond

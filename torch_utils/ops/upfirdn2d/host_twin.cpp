@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "choose.cuh"
+#include "dtypes.cuh"
 
 namespace raycond {
 
@@ -28,13 +29,5 @@ struct OnHost {
 extern "C" int raycond_upfirdn2d(const raycond::UpfirdnArgs* args, void*) {
     using namespace raycond;
     if ((int64_t)args->n * args->c * args->oh * args->ow == 0) return 0;
-    switch (args->dtype) {
-#if defined(__CUDACC__)
-        case kHalf:     return run_type<OnHost, __half>(*args);
-        case kBFloat16: return run_type<OnHost, __nv_bfloat16>(*args);
-#endif
-        case kFloat:    return run_type<OnHost, float>(*args);
-        case kDouble:   return run_double<OnHost>(*args);
-    }
-    return 1;
+    return with_type(args->dtype, 1, [&](auto stored) { return run_call<OnHost, typename decltype(stored)::type>(*args); });
 }

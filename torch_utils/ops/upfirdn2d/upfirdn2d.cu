@@ -1,6 +1,7 @@
 // Launches the upfirdn2d variants on a GPU.
 
 #include "choose.cuh"
+#include "dtypes.cuh"
 #include "launch.cuh"
 
 namespace raycond {
@@ -34,11 +35,5 @@ RC_EXPORT int raycond_upfirdn2d(const raycond::UpfirdnArgs* args, void* stream) 
     if ((int64_t)args->n * args->c * args->oh * args->ow == 0) return cudaSuccess;
     LaunchScope scope(args->device, stream);
     if (scope.error) return scope.error;
-    switch (args->dtype) {
-        case kHalf:     return run_type<OnDevice, __half>(*args);
-        case kBFloat16: return run_type<OnDevice, __nv_bfloat16>(*args);
-        case kFloat:    return run_type<OnDevice, float>(*args);
-        case kDouble:   return run_double<OnDevice>(*args);
-    }
-    return cudaErrorInvalidValue;
+    return with_type(args->dtype, cudaErrorInvalidValue, [&](auto stored) { return run_call<OnDevice, typename decltype(stored)::type>(*args); });
 }

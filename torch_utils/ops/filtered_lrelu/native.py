@@ -1,0 +1,63 @@
+"""From tensors to the fused CUDA kernel of filtered_lrelu.cu."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.ops import launching
+
+_FOLDER = Path(__file__).parent
+PLUGIN = custom_ops.declare(custom_ops.Plugin("filtered_lrelu", (_FOLDER / "filtered_lrelu.cu",), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",)))
+
+MOST_TAPS, LARGEST_FACTOR = 32, 4       # up to here a tile fits into shared memory
+
+
+class Way(ctypes.Structure):
+    """As in filtered_lrelu.cuh."""
+    _fields_ = [("f", ctypes.c_void_p), ("gain", ctypes.c_double),
+                *[(name, ctypes.c_int32) for name in ("taps", "reversed", "factor", "pad_x", "pad_y", "height", "width")]]
+
+
+class Args(ctypes.Structure):
+    """FilteredLreluArgs in filtered_lrelu.cuh."""
+    _fields_ = [
+        *[(name, Way) for name in ("up", "up_v", "down")],
+        *[(name, ctypes.c_void_p) for name in ("x", "v", "bias", "y")],
+        ("slope", ctypes.c_double), ("clamp", ctypes.c_double), ("planes", ctypes.c_int64),
+        *[(name, ctypes.c_int32) for name in ("channels", "height", "width", "dtype", "device")],
+    ]
+
+
+def takes(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int) -> bool:
+    """Does the kernel fit this call? Double precision, which is for checks, is left to the operators that the op is composed of."""
+    taps = max(1 if f is None else f.shape[0] for f in (fu, fd))
+    return x.dtype != torch.float64 and taps <= MOST_TAPS and max(up, down) <= LARGEST_FACTOR
+
+
+def run(library: ctypes.CDLL, x: torch.Tensor, v: torch.Tensor | None, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None,
+        up: int, down: int, padding: list[int], gain: float, slope: float, clamp: float, flip_filter: bool, transposed: bool,
+        middle: tuple[int, int], result: tuple[int, int]) -> torch.Tensor:
+    """The function where v is None, else its derivative at x along v or, `transposed`, its adjoint. The result is contiguous.
+
+    `middle`, `result`: (height, width) at the higher rate and of the function's result; clamp < 0: none.
+    """
+    x, v, fu, fd, b = (None if t is None else t.contiguous() for t in (x, v, fu, fd, b))
+    # The size of the gain passes the leaky ReLU and belongs to the way up, its sign to the way down.
+    gains = up ** 2 * abs(gain), -1.0 if gain < 0 else 1.0
+    fu_taps, fd_taps = (1 if f is None else f.shape[0] for f in (fu, fd))
+    way_up = Way(launching.address(fu), gains[0], fu_taps, not flip_filter, up, padding[0], padding[2], *x.shape[2:])
+    way_down = Way(launching.address(fd), gains[1], fd_taps, not flip_filter, down, 0, 0, *result)
+    up_v = way_up
+    if transposed:
+        reach = fu_taps - 1 - padding[0], fu_taps - 1 - padding[2]
+        up_v = Way(launching.address(fd), gains[1], fd_taps, flip_filter, down, fd_taps - 1, fd_taps - 1, *result)
+        way_down = Way(launching.address(fu), gains[0], fu_taps, flip_filter, up, *reach, *x.shape[2:])
+    y = x.new_empty([*x.shape[:2], way_down.height, way_down.width])
+    args = Args(way_up, up_v, way_down, x.data_ptr(), launching.address(v), launching.address(b), y.data_ptr(), slope, clamp,
+                x.shape[0] * x.shape[1], x.shape[1], *middle, launching.DTYPES[x.dtype], launching.index_of(x.device))
+    launching.launch(library, "raycond_filtered_lrelu", args, x.device)
+    return y
