@@ -97,7 +97,11 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--mbstd-group",  help="Group size of minibatch standard deviation", type=POSITIVE, default=4)
 # The rest.
 @click.option("--desc",         help="Added to the name of the run folder", metavar="TEXT")
-@click.option("--metrics",      help="Metrics at each snapshot, or none", metavar="A,B", callback=parse_metrics)
+@click.option("--metrics",      help="Metrics at each snapshot, such as fid50k_full; or none", metavar="A,B", callback=parse_metrics)
+@click.option("--samples",      help="Number of images for all metrics; shows in their names", type=POSITIVE)
+@click.option("--detector",     help="TorchScript detector of metrics from a file; can be given again", metavar="[KIND=]FILE", multiple=True)
+@click.option("--pose-regressor", help="For the metric pose_error, from `python -m metrics.pose_regressor`", metavar="FILE")
+@click.option("--embedding",    help="For the metric view_consistency: TorchScript, images -> features", metavar="FILE")
 @click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=click.FloatRange(min=0, min_open=True))
 @click.option("--tick",         help="Thousands of images between status lines", type=click.FloatRange(min=0, min_open=True), default=4)
 @click.option("--snap",         help="Ticks between snapshots", type=POSITIVE, default=100)
@@ -113,8 +117,8 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
     options = cfg.apply_recipe(cfg.Options(**kwargs))
     preset = cfg.preset_of(options)
-    from torch_utils.distributed import choose_device
-    device = choose_device(device, options.gpus)
+    from torch_utils import distributed
+    device = distributed.choose_device(device, options.gpus)
 
     dataset, info = read_dataset(options, preset)
     plan = cfg.build_config(options, preset, info)
@@ -126,6 +130,8 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
     config.data_loader_kwargs["pin_memory"] = device == "cuda"
     if config.resume_pkl is not None:
         notes += check_resume(config, options.rays is not None)
+    if config.metrics:
+        check_metrics(config, options)
     if device == "cpu":
         notes.append(f"Training on the CPU in {options.gpus} process{'es' if options.gpus > 1 else ''}.")
 
@@ -136,7 +142,7 @@ def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> Non
         print("That is the plan (-n): nothing was started.")
         return
     make_run_dir(config, plan_text)
-    launch(config)
+    distributed.launch(run_process, config.num_gpus, config.device, dict(config))
 
 
 def make_run_dir(config: dnnlib.EasyDict, plan_text: str) -> None:
@@ -150,16 +156,29 @@ def make_run_dir(config: dnnlib.EasyDict, plan_text: str) -> None:
         raise UserError(f"--outdir: cannot make {config.run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
 
 
-def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
-    """Before anything is written: does the network fit? Keeps its ray convention; returns what to say."""
+def check_metrics(config: dnnlib.EasyDict, options: cfg.Options) -> None:
+    """Before anything is written: can the metrics be computed? Fetches their detectors; puts their full names into the configuration."""
+    import metrics
+    config.metric_kwargs = metrics.detector_options(options.detector, options.pose_regressor, options.embedding)
+    G, _ = meta_networks(config)
+    config.metrics = metrics.prepare(config.metrics, config.training_set_kwargs, G, samples=options.samples, **config.metric_kwargs)
+
+
+def meta_networks(config: dnnlib.EasyDict) -> tuple[Any, Any]:
+    """G and D of the run without memory for their weights."""
     import torch
 
     from training.training_loop import network_kwargs
+    with torch.device("meta"):
+        return tuple(dnnlib.util.construct_class_by_name(**kwargs) for kwargs in network_kwargs(config))
+
+
+def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
+    """Before anything is written: does the network fit? Keeps its ray convention; returns what to say."""
     from training.transfer import check_match, compare, sources_of
     sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
     notes += cfg.keep_ray_convention(config, sources["G_ema"], rays_given)
-    with torch.device("meta"):
-        G, D = (dnnlib.util.construct_class_by_name(**kwargs) for kwargs in network_kwargs(config))
+    G, D = meta_networks(config)
     targets = dict(G=G, D=D, G_ema=G)
     check_match([compare(targets[name], source, name) for name, source in sources.items() if source is not None], config.resume_pkl)
     return notes
@@ -192,44 +211,15 @@ def describe_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str])
     return "\n".join([*lines, *(f"note     {note}" for note in notes), ""])
 
 
-def launch(config: dnnlib.EasyDict) -> None:
-    """Runs the loop in this process, or in `num_gpus` new ones."""
-    import torch
-
-    from torch_utils import distributed
-    if config.num_gpus == 1:
-        run_process(0, dict(config))
-        return
-    messages = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    address = f"tcp://127.0.0.1:{distributed.free_port()}"
-    try:
-        torch.multiprocessing.spawn(run_process, args=(dict(config), address, messages), nprocs=config.num_gpus)
-    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
-        if not messages.empty():         # a user's mistake is one line, wherever it came up
-            raise UserError(messages.get()) from None
-        raise
-
-
-def run_process(rank: int, config: dict, address: str | None = None, messages: Any = None) -> None:
+def run_process(rank: int, device: Any, config: dict) -> None:
     """One process of the run."""
-    import torch
+    import functools
 
-    from torch_utils import distributed
+    import metrics
     from training.training_loop import training_loop
+    evaluate = functools.partial(metrics.evaluate, load_network=load_network, device=device, **config["metric_kwargs"])
     with dnnlib.util.Logger(os.path.join(config["run_dir"], "log.txt") if rank == 0 else None, file_mode="a"):
-        device = torch.device("cuda", rank) if config["device"] == "cuda" else torch.device("cpu")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        elif config["num_gpus"] > 1:
-            torch.set_num_threads(max((os.cpu_count() or 1) // config["num_gpus"], 1))
-        try:
-            distributed.init(rank, config["num_gpus"], device, init_method=address)
-            training_loop(config, rank=rank, device=device, load_network=load_network)
-        except UserError as error:
-            if messages is not None:
-                messages.put(error.message)
-            raise
-        distributed.shutdown()           # not after an error: the others may wait in a collective
+        training_loop(config, rank=rank, device=device, load_network=load_network, evaluate=evaluate)
 
 
 if __name__ == "__main__":

@@ -5,24 +5,28 @@ conv_transpose2d and four sub-pixel convolutions. Both sides are measured in tur
 
     python benchmarks/bench_generator.py                        # raycond2, 512 px, batch 1, CPU
     python benchmarks/bench_generator.py --resolution=128 --threads=2 --csv=benchmarks/generator.csv
+    python benchmarks/bench_generator.py --cfg=raycond3-t --resolution=64
 """
 
 from __future__ import annotations
 
+import collections
 import csv
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import click
 import torch
 import torch.nn.functional as F
 
 from camera_utils.datasets import camera_for
-from training.networks_raycond2 import Generator
-from training.networks_stylegan2 import SynthesisLayer, ToRGBLayer
+from dnnlib.util import construct_class_by_name
+from training import networks_stylegan2, networks_stylegan3
+from training.presets import PRESETS
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -46,19 +50,38 @@ def best_of(candidates: list[Callable], device: torch.device, repeats: int) -> f
     return min(statistics.median(column) for column in zip(*times))
 
 
-def plain_convolutions(shape: tuple, weight_shape: tuple, device: torch.device, dtype: torch.dtype) -> list[Callable]:
+class Convolution(NamedTuple):
+    """One of a generator's convolutions; `up`: a transposed one of stride 2."""
+
+    input: tuple[int, int, int, int]        # [N, I, H, W]
+    weight: tuple[int, int, int, int]       # [O, I, k, k]
+    padding: int
+    up: bool = False
+
+
+def convolutions_of(G: torch.nn.Module, batch: int) -> Iterator[Convolution]:
+    for layer in G.synthesis.modules():
+        if isinstance(layer, networks_stylegan3.SynthesisLayer):
+            size = int(layer.in_size[1]), int(layer.in_size[0])
+            yield Convolution((batch, layer.in_channels, *size), tuple(layer.weight.shape), layer.conv_kernel - 1)
+        elif isinstance(layer, (networks_stylegan2.SynthesisLayer, networks_stylegan2.ToRGBLayer)):
+            up = getattr(layer, "up", 1)
+            size = layer.resolution // up if isinstance(layer, networks_stylegan2.SynthesisLayer) else layer.bench_resolution
+            yield Convolution((batch, layer.in_channels, size, size), tuple(layer.weight.shape), layer.weight.shape[-1] // 2, up == 2)
+
+
+def plain_convolutions(conv: Convolution, device: torch.device, dtype: torch.dtype) -> list[Callable]:
     """Stride 1, in both memory formats."""
-    pad = weight_shape[-1] // 2
-    pairs = [[torch.randn(s, device=device, dtype=dtype).to(memory_format=fmt) for s in (shape, weight_shape)] for fmt in FORMATS]
-    return [lambda x=x, w=w: F.conv2d(x, w, padding=pad) for x, w in pairs]
+    pairs = [[torch.randn(s, device=device, dtype=dtype).to(memory_format=fmt) for s in (conv.input, conv.weight)] for fmt in FORMATS]
+    return [lambda x=x, w=w: F.conv2d(x, w, padding=conv.padding) for x, w in pairs]
 
 
-def upsampling_convolutions(shape: tuple, weight_shape: tuple, device: torch.device, dtype: torch.dtype) -> list[Callable]:
+def upsampling_convolutions(conv: Convolution, device: torch.device, dtype: torch.dtype) -> list[Callable]:
     """Stride-2 transposed convolution, and its four phases: 2x2, 2x1, 1x2 and 1x1 taps of a 3x3 kernel."""
-    O, I, k, _ = weight_shape
+    O, I, k, _ = conv.weight
     candidates = []
     for fmt in FORMATS:
-        x = torch.randn(shape, device=device, dtype=dtype).to(memory_format=fmt)
+        x = torch.randn(conv.input, device=device, dtype=dtype).to(memory_format=fmt)
         w = torch.randn([I, O, k, k], device=device, dtype=dtype).to(memory_format=fmt)
         taps = [(k + 1) // 2, k // 2]
         phases = [torch.randn([O, I, a, b], device=device, dtype=dtype).to(memory_format=fmt) for a in taps for b in taps]
@@ -67,20 +90,25 @@ def upsampling_convolutions(shape: tuple, weight_shape: tuple, device: torch.dev
     return candidates
 
 
-def bare_convolutions(G: Generator, batch: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    """Seconds that the convolutions of one forward pass take by themselves."""
-    total = 0.0
-    for layer in G.synthesis.modules():
-        if not isinstance(layer, (SynthesisLayer, ToRGBLayer)):
-            continue
-        up = getattr(layer, "up", 1)
-        size = layer.resolution // up if isinstance(layer, SynthesisLayer) else layer.bench_resolution
-        make = upsampling_convolutions if up == 2 else plain_convolutions
-        total += best_of(make((batch, layer.in_channels, size, size), tuple(layer.weight.shape), device, dtype), device, repeats)
-    return total
+def bare_convolutions(G: torch.nn.Module, batch: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """Seconds that the convolutions of one forward pass take by themselves; equal ones are measured once."""
+    counts = collections.Counter(convolutions_of(G, batch))
+    return sum(count * best_of((upsampling_convolutions if conv.up else plain_convolutions)(conv, device, dtype), device, repeats)
+               for conv, count in counts.items())
+
+
+def build(cfg: str, resolution: int, cbase: int, rays: str, device: torch.device) -> torch.nn.Module:
+    """An untrained generator of a preset."""
+    preset = PRESETS[cfg]
+    G = construct_class_by_name(512, 25, 512, resolution, 3, class_name=preset.generator, channel_base=cbase * preset.G_width,
+                                channel_max=preset.cmax * preset.G_width, rays=rays, **dict(preset.synthesis_kwargs))
+    for res in getattr(G.synthesis, "block_resolutions", []):
+        getattr(G.synthesis, f"b{res}").torgb.bench_resolution = res
+    return G.eval().requires_grad_(False).to(device)
 
 
 @click.command()
+@click.option("--cfg", type=click.Choice([name for name, row in PRESETS.items() if row.rays and row.z_dim == 512]), default="raycond2", show_default=True)
 @click.option("--resolution", default=512, show_default=True)
 @click.option("--cbase", default=32768, show_default=True)
 @click.option("--batch", default=1, show_default=True)
@@ -90,14 +118,12 @@ def bare_convolutions(G: Generator, batch: int, device: torch.device, dtype: tor
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--csv", "csv_path", help="Append the result to this file", metavar="FILE")
 @torch.no_grad()
-def main(resolution: int, cbase: int, batch: int, rays: str, device: str, threads: int, repeats: int, csv_path: str | None) -> None:
+def main(cfg: str, resolution: int, cbase: int, batch: int, rays: str, device: str, threads: int, repeats: int, csv_path: str | None) -> None:
     """Print seconds of generator and bare convolutions, the ratio last."""
     torch.set_num_threads(threads)
     device = torch.device(device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    G = Generator(512, 25, 512, resolution, 3, channel_base=cbase, rays=rays).eval().requires_grad_(False).to(device)
-    for res in G.synthesis.block_resolutions:
-        getattr(G.synthesis, f"b{res}").torgb.bench_resolution = res
+    G = build(cfg, resolution, cbase, rays, device)
     ws = G.mapping(torch.randn(batch, 512, device=device), None)
     c = camera_for("ffhq", yaw=0.3, pitch=0.1).to_label().to(device).expand(batch, -1)
 
@@ -110,7 +136,7 @@ def main(resolution: int, cbase: int, batch: int, rays: str, device: str, thread
         whole.append(statistics.median(timed(forward, device) for _ in range(repeats)))
         bare.append(bare_convolutions(G, batch, device, dtype, repeats))
     ratios = [a / b for a, b in zip(whole, bare)]
-    row = dict(network="raycond2", resolution=resolution, cbase=cbase, batch=batch, device=str(device), cpu=platform.processor() or platform.machine(),
+    row = dict(network=cfg, resolution=resolution, cbase=cbase, batch=batch, device=str(device), cpu=platform.processor() or platform.machine(),
                threads=threads, torch=torch.__version__, generator_s=round(statistics.median(whole), 4), convolutions_s=round(statistics.median(bare), 4),
                ratio=round(statistics.median(ratios), 3))
     if csv_path:
@@ -120,7 +146,7 @@ def main(resolution: int, cbase: int, batch: int, rays: str, device: str, thread
             if fresh:
                 writer.writeheader()
             writer.writerow(row)
-    print(f"raycond2 {resolution} px, cbase {cbase}, batch {batch}, {device}, {threads} threads, torch {torch.__version__}")
+    print(f"{cfg} {resolution} px, cbase {cbase}, batch {batch}, {device}, {threads} threads, torch {torch.__version__}")
     print(f"generator         {row['generator_s']:.3f} s")
     print(f"bare convolutions {row['convolutions_s']:.3f} s")
     print(f"ratio             {row['ratio']:.2f}  (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")

@@ -20,7 +20,7 @@ import click
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
+from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, upfirdn2d
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SIZES = [(1, 512, 64), (1, 128, 256), (1, 64, 512)]             # batch, channels, pixels per side
@@ -64,6 +64,7 @@ def cases(n: int, channels: int, size: int, device: torch.device, dtype: torch.d
         "up2 4x4":          (lambda: upfirdn2d.upsample2d(half, f), (half.numel() + x.numel()) * item),
         "down2 4x4":        (lambda: upfirdn2d.downsample2d(x, f), (x.numel() + half.numel()) * item),
         "up2 12 taps":      (lambda: upfirdn2d.upsample2d(half, long), (half.numel() + x.numel()) * item),
+        "flrelu up2 down2": (lambda: filtered_lrelu.filtered_lrelu(x, long, long, b, up=2, down=2, padding=[11, 11, 11, 11], clamp=256), 2 * x.numel() * item),
         "conv3x3 up2":      (lambda: conv2d_resample.conv2d_resample(half, w, f=f, up=2, padding=1), 0),
         "conv3x3 down2":    (lambda: conv2d_resample.conv2d_resample(x, w, f=f, down=2, padding=1), 0),
     }
@@ -92,7 +93,7 @@ def main(device: str, dtype: str | None, threads: int, repeats: int, csv_path: s
                 share = f"{moved / seconds / copy_rate:.2f}" if moved else ""
                 rows.append(dict(op=op, n=n, channels=channels, size=size, format=format_name, dtype=str(kind).split(".")[1], device=name,
                                  torch=torch.__version__, ops=custom_ops.mode(), ms=round(seconds * 1e3, 4), bandwidth=share))
-                print(f"{op:15} {n} x {channels:3} x {size:3}^2 {format_name:14} {seconds * 1e3:10.3f} ms   {share}", flush=True)
+                print(f"{op:16} {n} x {channels:3} x {size:3}^2 {format_name:14} {seconds * 1e3:10.3f} ms   {share}", flush=True)
     if csv_path:
         fresh = not os.path.exists(csv_path)
         with open(csv_path, "a", newline="", encoding="utf-8") as stream:

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError, make_cache_dir_path
-from metrics import detectors, pose_error, view_consistency
+from metrics import detectors
+from metrics.directions import angles_deg, compare_directions
 from metrics.features import compute_feature_stats_for_dataset
-from metrics.metric_main import Request, register_metric
+from metrics.metric_main import Request
 from metrics.options import MetricOptions
 from metrics.pose_regressor import train_pose_regressor, viewing_directions
 from metrics.samples import Batch, gather_rows, generate, passes, rng
 from metrics.scene_embedding import require_views, train_scene_embedding
 from metrics.scene_ids import read_scene_ids, shows_scenes_again
+from metrics.similarities import compare_pairs, distance_ratio
 from metrics.small_network import METADATA, read_metadata
 
 VIEWS = 4                                # latents in a group, and cameras of each
@@ -83,34 +85,31 @@ def unit(directions: torch.Tensor) -> torch.Tensor:
 def check_views(opts: MetricOptions, request: Request) -> None:
     """Enough images for pairs of both kinds; both detectors at hand: neither number is computed where the other cannot be."""
     if request.num_samples < MIN_SAMPLES:
-        raise UserError(f"--metrics={request.name}: {request.num_samples} images, expected {MIN_SAMPLES} or more (groups of {VIEWS} latents from {VIEWS} "
+        raise UserError(f"{request.num_samples} images, expected {MIN_SAMPLES} or more (groups of {VIEWS} latents from {VIEWS} "
                         f"cameras); give --samples={MIN_SAMPLES}")
     for kind, use in (POSE, SCENE):
         try:
             opts.detector_path(kind, use)
         except UserError as error:
-            raise UserError(f"--metrics={request.name}: pose_error and view_consistency are computed and shown together, and {error.message}") from error
+            raise UserError(f"pose_error and view_consistency are computed and shown together, and {error.message}") from error
 
 
-def camera_metric(name: str) -> Callable:
-    """Registers a name of the computation."""
-    return register_metric(name=name, samples=USUAL_SAMPLES, count_optional=True, detectors=(POSE, SCENE), needs=("generator", "cameras"),
-                           check=check_views, shared="camera")
+# Of both rows in the table of metrics.
+ROW = dict(samples=USUAL_SAMPLES, count_optional=True, detectors=(POSE, SCENE), needs=("generator", "cameras"), check=check_views, shared="camera")
 
 
-@camera_metric("pose_error{count}")
-@camera_metric("view_consistency{count}")
 def camera_metrics(opts: MetricOptions) -> dict:
     """Angles in degrees. docs/metrics.md says what each number is."""
     count = opts.metric.removeprefix("pose_error").removeprefix("view_consistency")
     requested, recovered, embedding = look_at_views(opts)
-    pose = pose_error.pose_error(requested, recovered)
-    views = view_consistency.view_consistency(embedding, *layout(np.arange(opts.num_samples)))
+    pose = compare_directions(requested, recovered)
+    views = compare_pairs(embedding, *layout(np.arange(opts.num_samples)))
     error, consistency = f"pose_error{count}", f"view_consistency{count}"
     return {
         error: pose["mean"], f"{error}_median": pose["median"], **real_error(opts, error), f"{error}_chance": pose["chance"],
         f"{error}_shuffled": pose["shuffled"],
         consistency: views["within"], f"{consistency}_between": views["between"], f"{consistency}_ratio": views["ratio"],
+        **real_consistency(opts, consistency),
     }
 
 
@@ -123,32 +122,40 @@ def real_error(opts: MetricOptions, name: str) -> dict:
     items = np.unique(np.linspace(0, len(dataset) - 1, REALS).astype(np.int64))
     found = unit(torch.from_numpy(compute_feature_stats_for_dataset(opts, *POSE, index=items, capture_all=True).get_all())).numpy()
     truth = viewing_directions(torch.from_numpy(np.stack([dataset.get_label(int(item)) for item in items]))).numpy()
-    mean = float(pose_error.angles_deg(found, truth).mean())
+    mean = float(angles_deg(found, truth).mean())
     return {f"{name}_real": mean, f"{name}_real_from": f"{len(items)} images of {dataset.name}, on which the regressor may have been trained"}
 
 
+def real_consistency(opts: MetricOptions, name: str) -> dict:
+    """Similarity and ratio of real views of scenes that were held out from the embedding's training; {} where its file does not say."""
+    metadata = read_metadata(opts.detector(*SCENE).extra.get(METADATA, ""))
+    if "held_out_within" not in metadata or "held_out_between" not in metadata:
+        return {}
+    within, between = metadata["held_out_within"], metadata["held_out_between"]
+    return {f"{name}_real": within, f"{name}_real_ratio": distance_ratio(within, between)}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# The two detectors.
+# The two detectors. Those in the cache are trained on images as they are, whether the network was trained on mirrored ones or not.
 
 def _cached(name: str) -> Callable[[dict], str]:
-    """Its place in the cache by the data that it was trained on; '' where these are none that could be known again."""
+    """Its place in the cache by the data that it was trained on."""
     def path(dataset_kwargs: dict) -> str:
         if "path" not in dataset_kwargs:
-            return ""
-        mirrored = "-mirrored" if dataset_kwargs.get("xflip") else ""
-        return make_cache_dir_path("detectors", f"{name}-{detectors.data_hash(dataset_kwargs)[:20]}{mirrored}.pt")
+            raise UserError(f"a {name} is learned from a data set; say which: --data=ZIP")
+        return make_cache_dir_path("detectors", f"{name}-{detectors.data_hash(dataset_kwargs)[:20]}.pt")
     return path
 
 
 def _train_pose(dataset_kwargs: dict, path: str) -> None:
     print(f"Training a pose regressor on {dataset_kwargs['path']} ...")
-    train_pose_regressor(dataset_kwargs, path)
+    train_pose_regressor(dict(dataset_kwargs, xflip=False), path)
 
 
 def _train_embedding(dataset_kwargs: dict, path: str) -> None:
-    require_views(dataset_kwargs["path"])
+    require_views(dataset_kwargs["path"])               # says nothing about training where none can be
     print(f"Training a scene embedding on {dataset_kwargs['path']} ...")
-    train_scene_embedding(dataset_kwargs, path)
+    train_scene_embedding(dict(dataset_kwargs, xflip=False), path)
 
 
 def _pose_remedy(dataset_kwargs: dict) -> str:
@@ -163,8 +170,8 @@ def _embedding_remedy(dataset_kwargs: dict) -> str:
         path = path or "ZIP"
         return (f"train one with `python calc_metrics.py prepare --metrics=view_consistency --data={path}`, or with `python -m metrics.scene_embedding "
                 f"--data={path} --dest=FILE` and give --embedding=FILE")
-    return (f"{path} shows no scene twice, so none can be learned from it: give --embedding=FILE, a TorchScript face recogniser (images [N, 3, H, W] in 0 "
-            ".. 255 -> [N, D]), or one that `python -m metrics.scene_embedding` makes from data of the same kind with two or more views of each scene")
+    return ("give --embedding=FILE, a TorchScript face recogniser (images [N, 3, H, W] in 0 .. 255 -> [N, D]) or what `python -m metrics.scene_embedding` "
+            f"makes from data of the same kind with two or more views of each scene ({path} shows no scene twice)")
 
 
 detectors.KINDS["pose_regressor"] = detectors.Kind(

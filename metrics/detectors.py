@@ -13,14 +13,14 @@ import functools
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-import dnnlib
-from dnnlib.util import UserError, make_cache_dir_path
+from dnnlib.util import UserError, make_cache_dir_path, open_url
 from metrics.stats_cache import data_hash
 
 __all__ = ["Detector", "KINDS", "Kind", "check", "data_hash", "find", "load", "prepare", "sha256_of"]
@@ -70,7 +70,7 @@ def _published(name: str, file_name: str, uses: dict[str, dict]) -> Kind:
 
     def make(dataset_kwargs: dict, path: str) -> None:
         try:
-            with dnnlib.util.open_url(url, cache=False, num_attempts=2) as stream:
+            with open_url(url, cache=False, num_attempts=2) as stream:
                 write_whole(path, stream.read())
         except UserError as error:
             raise UserError(f"cannot fetch {url} (no network?); fetch it elsewhere and put it at {path}, or give --detector={name}=FILE") from error
@@ -149,7 +149,9 @@ def load(name: str, path: str, device: torch.device | str) -> Detector:
     _compare_hash(path, in_cache=_is_cached(path))
     extra: dict[str, Any] = {file: "" for file in kind.extra_files}
     try:
-        module = torch.jit.load(path, map_location=device, _extra_files=extra).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)         # torch would rather have another format than that of the published files
+            module = torch.jit.load(path, map_location=device, _extra_files=extra).eval()
     except (RuntimeError, ValueError, OSError, EOFError) as error:
         raise UserError(f"{flag}: not a TorchScript file, or a damaged one ({_first_line(error)}); {_remedy(kind, {})}") from error
     return Detector(kind, module, path, torch.device(device), {file: text.decode() if isinstance(text, bytes) else text for file, text in extra.items()})

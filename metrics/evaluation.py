@@ -49,9 +49,10 @@ def compute(names: Iterable[str], G: torch.nn.Module | None, run_dir: str | None
     opts = MetricOptions(G=None, **options)
     if G is not None:
         opts.G = G.eval().requires_grad_(False).to(opts.device)
+    options = {name: value for name, value in vars(opts).items() if name not in ("metric", "num_samples")}
     results = []
     for name in names:
-        result = calc_metric(name, **vars(opts))
+        result = calc_metric(name, **options)
         if opts.rank == 0:
             report_metric(result, run_dir=run_dir, snapshot_pkl=snapshot)
         results.append(result)

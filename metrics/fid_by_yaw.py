@@ -54,16 +54,16 @@ def check_bins(opts: MetricOptions, request: Request) -> None:
     """Two bins at least, and two generated images in each."""
     edges, number = yaw_bins(yaw_rad(opts.dataset()))
     if len(edges) < 3:
-        raise UserError(f"--metrics={request.name}: the {len(number)} images of {opts.dataset_kwargs['path']} do not fill two bins of yaw with {MIN_REALS} or "
+        raise UserError(f"the {len(number)} images of {opts.dataset_kwargs['path']} do not fill two bins of yaw with {MIN_REALS} or "
                         "more each; give more images, or images from more sides")
     if request.num_samples < 2 * BINS:
-        raise UserError(f"--metrics={request.name}: {request.num_samples} images for {BINS} bins; give --samples={2 * BINS} at the least, better thousands")
+        raise UserError(f"{request.num_samples} images for {BINS} bins; give --samples={2 * BINS} at the least, better thousands")
 
 
 @register_metric(name="fid_by_yaw{count}", samples=50000, count_optional=True, detectors=(("inception", "features"),), needs=("generator", "cameras"),
                  check=check_bins)
 def fid_by_yaw(opts: MetricOptions) -> dict:
-    """The mean over the bins, and of each bin its FID, its yaws [deg] and its numbers of images."""
+    """The mean over the bins, and of each bin its FID and, in words, its yaws and its numbers of images."""
     edges, number = yaw_bins(yaw_rad(opts.dataset()))
     num_bins = len(edges) - 1
     generated = generated_features(opts, [np.flatnonzero(number == b) for b in range(num_bins)])
@@ -75,8 +75,8 @@ def fid_by_yaw(opts: MetricOptions) -> dict:
         ours.append(generated[b::num_bins])
         distances.append(frechet_distance(*ours.get_mean_cov(), *real.get_mean_cov()))
         low, high = np.degrees(edges[b:b + 2])
-        results.update({f"{opts.metric}_bin{b}": distances[-1], f"{opts.metric}_bin{b}_yaw": f"{low:.1f} to {high:.1f} deg",
-                        f"{opts.metric}_bin{b}_reals": real.num_items, f"{opts.metric}_bin{b}_fakes": ours.num_items})
+        results[f"{opts.metric}_bin{b}"] = distances[-1]
+        results[f"{opts.metric}_bin{b}_is"] = f"yaw {low:.1f} to {high:.1f} deg, {real.num_items} real and {ours.num_items} generated images"
     note = {} if num_bins == BINS else {f"{opts.metric}_note": f"{num_bins} bins, not {BINS}, so that each holds {MIN_REALS} real images or more"}
     return {opts.metric: math.fsum(distances) / num_bins, **results, **note}
 

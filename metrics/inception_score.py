@@ -26,7 +26,7 @@ def inception_score(probs: np.ndarray, num_splits: int = NUM_SPLITS) -> tuple[fl
     return float(np.mean(scores)), float(np.std(scores))
 
 
-@register_metric(name="is{count}", samples=50000, detectors=(("inception", "probabilities"),), reals=False)
+@register_metric(name="is{count}", samples=50000, minimum=NUM_SPLITS, detectors=(("inception", "probabilities"),), reals=False)
 def compute_is(opts: MetricOptions) -> dict:
     probs = compute_feature_stats_for_generator(opts, "inception", "probabilities", capture_all=True).get_all()
     mean, std = inception_score(probs)

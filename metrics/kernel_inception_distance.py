@@ -52,11 +52,11 @@ def compute_kid(opts: MetricOptions, max_real: int | None, num_gen: int) -> floa
     return kernel_distance(gen.get_all(), real.get_all(), seed=opts.seed)
 
 
-@register_metric(name="kid{count}_full", samples=50000, detectors=(("inception", "features"),))
+@register_metric(name="kid{count}_full", samples=50000, minimum=2, detectors=(("inception", "features"),))
 def kid_full(opts: MetricOptions) -> dict:
     return {opts.metric: compute_kid(opts.unmirrored(), max_real=MAX_REAL, num_gen=opts.num_samples)}
 
 
-@register_metric(name="kid{count}", samples=50000, detectors=(("inception", "features"),), check=check_reals)
+@register_metric(name="kid{count}", samples=50000, minimum=2, detectors=(("inception", "features"),), check=check_reals)
 def kid(opts: MetricOptions) -> dict:
     return {opts.metric: compute_kid(opts, max_real=opts.num_samples, num_gen=opts.num_samples)}

@@ -44,6 +44,7 @@ class Metric:
     detectors:      tuple[tuple[str, str], ...] = ()    # (kind, use), see metrics.detectors.KINDS.
     needs:          tuple[str, ...]     = ()            # Of NEEDS.
     reals:          bool                = True          # Does it look at the real images?
+    minimum:        int                 = 1             # Fewest images, of either kind, that it is defined for.
     check:          Callable[[MetricOptions, Request], None] | None = None      # Further conditions: raises UserError.
     shared:         str | None          = None          # Rows with the same word are one computation.
 
@@ -142,6 +143,7 @@ def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None
     for request in requests:
         with _naming(request):
             _check_needs(opts, request)
+            _check_minimum(opts, request)
             if request.metric.check is not None:
                 request.metric.check(opts, request)
     for request in requests:
@@ -192,6 +194,14 @@ def _check_needs(opts: MetricOptions, request: Request) -> None:
     if opts.dataset().image_shape != [opts.dataset().num_channels, G.img_resolution, G.img_resolution]:
         raise UserError(f"the network makes images of {G.img_resolution} px, those of {opts.dataset_kwargs['path']} are {_size(opts.dataset())}; "
                         "give data of its size (--data)")
+
+
+def _check_minimum(opts: MetricOptions, request: Request) -> None:
+    least = request.metric.minimum
+    if 0 < request.num_samples < least:
+        raise UserError(f"is defined for {least} images or more; raise --samples={request.num_samples}")
+    if request.metric.reals and opts.dataset_kwargs and len(opts.dataset()) < least:
+        raise UserError(f"is defined for {least} real images or more, and {opts.dataset_kwargs['path']} has {len(opts.dataset())}; give more data")
 
 
 def _size(dataset: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from camera_utils import Camera
-from metrics.pose_error import angles_deg, best_constant_direction
+from metrics.directions import angles_deg, best_constant_direction
 from metrics.small_network import SmallNetwork, save_network
 from metrics.small_training import (
     RESOLUTIONS,

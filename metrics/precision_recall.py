@@ -45,11 +45,11 @@ def compute_pr(opts: MetricOptions, max_real: int | None, num_gen: int) -> dict[
     return {f"{opts.metric}_precision": precision, f"{opts.metric}_recall": recall}
 
 
-@register_metric(name="pr{count}3_full", samples=50000, detectors=(("vgg16", "features"),))
+@register_metric(name="pr{count}3_full", samples=50000, minimum=NEIGHBOURS + 1, detectors=(("vgg16", "features"),))
 def pr_full(opts: MetricOptions) -> dict:
     return compute_pr(opts.unmirrored(), max_real=MAX_REAL, num_gen=opts.num_samples)
 
 
-@register_metric(name="pr{count}3", samples=50000, detectors=(("vgg16", "features"),), check=check_reals)
+@register_metric(name="pr{count}3", samples=50000, minimum=NEIGHBOURS + 1, detectors=(("vgg16", "features"),), check=check_reals)
 def pr(opts: MetricOptions) -> dict:
     return compute_pr(opts, max_real=opts.num_samples, num_gen=opts.num_samples)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dnnlib.util import UserError
-from metrics.pose_error import angles_deg
+from metrics.directions import angles_deg
 from metrics.pose_regressor import viewing_directions
 from metrics.scene_ids import read_scene_ids, shows_scenes_again
 from metrics.small_network import SmallNetwork, save_network

@@ -1,7 +1,11 @@
 """Detectors and networks that the tests of the metrics share."""
 
+import json
+
 import torch
 
+from metrics import metric_main
+from torch_utils import distributed
 from training import networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3
 
 
@@ -47,3 +51,14 @@ def stylegan3(c_dim=0, cls=networks_stylegan3.Generator, res=32, **kwargs):
 
 def raycond3(rays="pinhole", **kwargs):
     return stylegan3(25, networks_raycond3.Generator, rays=rays, **kwargs)
+
+
+def worker(rank, address, kwargs, names, path):
+    """One of two processes; the second writes what it got."""
+    torch.set_num_threads(1)
+    distributed.init(rank, 2, torch.device("cpu"), init_method=address)
+    results = [dict(metric_main.calc_metric(name, rank=rank, num_gpus=2, **kwargs).results) for name in names]
+    if rank == 1:
+        with open(path, "w") as stream:
+            json.dump(results, stream)
+    distributed.shutdown()

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import camera_labels, write_dataset
-from toy_views import SIZE, ToyGenerator, toy_labels, write_toy
+from toy_views import SIZE, ToyGenerator, toy_labels, toy_world, write_toy
 
 from camera_utils import Camera
 from dnnlib.util import UserError
-from metrics import camera_metrics, detectors, fid_by_yaw, metric_main, pose_error, view_consistency
+from metrics import camera_metrics, detectors, directions, fid_by_yaw, metric_main, similarities
 from metrics.options import MetricOptions
 from metrics.pose_regressor import train_pose_regressor
 from metrics.scene_embedding import train_scene_embedding
+from metrics.small_network import read_metadata
 from metrics.small_training import Recipe, dataset_kwargs_for
 from training import networks_raycond2, networks_raycond3
 
@@ -33,21 +34,21 @@ def random_directions(count, seed, spread=1.0):
 @pytest.mark.parametrize("degrees", [0, 1e-5, 1, 45, 90, 179, 180])
 def test_angles(degrees):
     turned = [np.sin(np.radians(degrees)), 0, np.cos(np.radians(degrees))]
-    assert pose_error.angles_deg(np.array([0, 0, 1]), np.array(turned)) == pytest.approx(degrees, abs=1e-9)
+    assert directions.angles_deg(np.array([0, 0, 1]), np.array(turned)) == pytest.approx(degrees, abs=1e-9)
 
 
 @pytest.mark.parametrize("spread", [0.3, 100])
 def test_no_direction_of_a_fine_grid_beats_the_best_constant_one(spread):
-    directions = random_directions(200, 0, spread)
+    those = random_directions(200, 0, spread)
     grid = random_directions(20000, 1, 100)
-    best = min(pose_error.angles_deg(directions, direction).mean() for direction in grid)
-    assert best - 1 < pose_error.chance_deg(directions) <= best
+    best = min(directions.angles_deg(those, direction).mean() for direction in grid)
+    assert best - 1 < directions.chance_deg(those) <= best
 
 
 def test_shuffled_is_the_mean_over_all_pairs():
     a, b = random_directions(7, 0), random_directions(7, 1)
-    expected = np.mean([pose_error.angles_deg(x, y) for x in a for y in b])
-    assert pose_error.shuffled_deg(a, b) == pytest.approx(expected, rel=1e-12)
+    expected = np.mean([directions.angles_deg(x, y) for x in a for y in b])
+    assert directions.shuffled_deg(a, b) == pytest.approx(expected, rel=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -57,10 +58,10 @@ def test_pairs_of_both_kinds_are_made_from_the_same_cameras():
     """An embedding that sees nothing but the camera cannot tell the same latent from another one."""
     latent, camera, group = camera_metrics.layout(np.arange(160))
     embedding = np.random.RandomState(0).randn(camera.max() + 1, 5)[camera]
-    within, between = view_consistency.pair_similarities(embedding, latent, camera, group)
+    within, between = similarities.pair_similarities(embedding, latent, camera, group)
     assert len(within) == 10 * 4 * 6 and len(between) == 10 * 6 * 12
     np.testing.assert_allclose(np.unique(within.round(9)), np.unique(between.round(9)))
-    assert view_consistency.view_consistency(embedding, latent, camera, group)["ratio"] == pytest.approx(1, abs=1e-9)
+    assert similarities.compare_pairs(embedding, latent, camera, group)["ratio"] == pytest.approx(1, abs=1e-9)
 
 
 def test_pairs_by_brute_force():
@@ -72,16 +73,16 @@ def test_pairs_by_brute_force():
             if group[i] == group[j] and camera[i] != camera[j]:
                 cosine = embedding[i] @ embedding[j] / np.linalg.norm(embedding[i]) / np.linalg.norm(embedding[j])
                 (within if thing[i] == thing[j] else between).append(cosine)
-    found = view_consistency.pair_similarities(embedding, thing, camera, group)
+    found = similarities.pair_similarities(embedding, thing, camera, group)
     np.testing.assert_allclose(np.sort(found[0]), np.sort(within))
     np.testing.assert_allclose(np.sort(found[1]), np.sort(between))
 
 
 def test_ratio():
-    assert view_consistency.distance_ratio(1.0, 0.2) == 0
-    assert view_consistency.distance_ratio(0.3, 0.3) == 1
-    assert view_consistency.distance_ratio(0.9, -0.1) == pytest.approx(0.1 / 1.1)
-    assert view_consistency.distance_ratio(1.0, 1.0) == 1
+    assert similarities.distance_ratio(1.0, 0.2) == 0
+    assert similarities.distance_ratio(0.3, 0.3) == 1
+    assert similarities.distance_ratio(0.9, -0.1) == pytest.approx(0.1 / 1.1)
+    assert similarities.distance_ratio(1.0, 1.0) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,11 +91,7 @@ def test_ratio():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """(zip of toy views, its pose regressor, its scene embedding)."""
-    folder = tmp_path_factory.mktemp("world")
-    data, pose, scene = write_toy(folder / "toy.zip", 100, 4), str(folder / "pose.pt"), str(folder / "scene.pt")
-    train_pose_regressor(dataset_kwargs_for(data), pose, Recipe(kimg=2.5, batch=32), progress=False)
-    train_scene_embedding(dataset_kwargs_for(data), scene, Recipe(kimg=2, batch=64), progress=False)
-    return data, pose, scene
+    return toy_world(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +101,8 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def options(world, G, **kwargs):
     data, pose, scene = world
-    return dict(dict(G=G, dataset_kwargs=dataset_kwargs_for(data), detectors=dict(pose_regressor=pose, embedding=scene), device="cpu", progress=False), **kwargs)
+    usual = dict(G=G, dataset_kwargs=dataset_kwargs_for(data), detectors=dict(pose_regressor=pose, embedding=scene), device="cpu", progress=False)
+    return dict(usual, **kwargs)
 
 
 def measure(world, G, name="pose_error320", **kwargs):
@@ -115,6 +113,9 @@ def test_a_faithful_network(world):
     found = measure(world, ToyGenerator())
     assert found.pose_error320 < 2 * found.pose_error320_real < found.pose_error320_chance
     assert found.view_consistency320_ratio < 0.1 and found.view_consistency320 > 0.9
+    metadata = read_metadata(detectors.load("embedding", world[2], "cpu").extra["metadata.json"])
+    assert found.view_consistency320_real == metadata["held_out_within"]
+    assert found.view_consistency320_real_ratio == (1 - metadata["held_out_within"]) / (1 - metadata["held_out_between"])
 
 
 def test_a_network_that_ignores_its_camera_is_consistent_and_at_chance(world):
@@ -189,7 +190,8 @@ def test_ray_conditioned_networks(world, family, kwargs):
 def refusal(names, opts, samples=None):
     with pytest.raises(UserError) as info:
         metric_main.check_metrics(names, MetricOptions(**opts), samples)
-    assert "\n" not in info.value.message
+    metric, _, complaint = info.value.message.partition(": ")
+    assert "\n" not in complaint and metric.startswith(f"--metrics={names[0]}") and not complaint.startswith("--metrics")
     return info.value.message
 
 
@@ -219,6 +221,7 @@ def test_prepared_files_are_found_by_the_data(world, tmp_path, monkeypatch):
     monkeypatch.setattr(camera_metrics, "train_pose_regressor", lambda data, path: train_pose_regressor(data, path, quick, progress=False))
     monkeypatch.setattr(camera_metrics, "train_scene_embedding", lambda data, path: train_scene_embedding(data, path, quick, progress=False))
     opts = options(world, ToyGenerator(), detectors={})
+    opts["dataset_kwargs"]["xflip"] = True
     refusal(["pose_error"], opts)
     paths = [detectors.prepare(kind, kwargs) for kind in ("pose_regressor", "embedding")]
     metric_main.check_metrics(NAMES, MetricOptions(**opts))
@@ -279,9 +282,9 @@ def test_the_bad_bin_is_found(world, inception, monkeypatch):
     fids = [found[f"fid_by_yaw400_bin{b}"] for b in range(5)]
     assert fids[0] > 10 * max(fids[1:])
     assert found.fid_by_yaw400 == pytest.approx(np.mean(fids))
-    assert [found[f"fid_by_yaw400_bin{b}_fakes"] for b in range(5)] == [80] * 5 and sum(found[f"fid_by_yaw400_bin{b}_reals"] for b in range(5)) == 400
     yaw = fid_by_yaw.yaw_rad(MetricOptions(**opts).dataset())
-    assert found.fid_by_yaw400_bin0_yaw.startswith(f"{np.degrees(yaw.min()):.1f} to")
+    assert found.fid_by_yaw400_bin0_is.startswith(f"yaw {np.degrees(yaw.min()):.1f} to ")
+    assert all(found[f"fid_by_yaw400_bin{b}_is"].endswith("deg, 80 real and 80 generated images") for b in range(5))
 
 
 def test_too_few_reals_for_two_bins_are_refused(world, inception, tmp_path):

@@ -1,6 +1,7 @@
 """Metrics of tiny networks: names, checks, draws, processes, caches."""
 
 import contextlib
+import functools
 import json
 
 import metric_helpers as nets
@@ -10,6 +11,7 @@ import torch
 from conftest import camera_labels, write_dataset
 from dataset_helpers import refusal
 
+import legacy
 import metrics
 from metrics import detectors, metric_main, metric_utils
 from torch_utils import distributed, persistence
@@ -98,7 +100,7 @@ def test_metrics_of_stylegan3_networks(make, labels, detector, camera_zip32):
     before = G.synthesis.input.transform.clone()
     for name in sorted(STYLEGAN3):
         results = metric_main.calc_metric(name, **kwargs).results
-        assert 5 < results[name] < 100, results
+        assert 5 < results[name] < 200, results
         assert ("rays" in results) == labels and (not labels or results["rays"].startswith(G.rays))
     assert torch.equal(G.synthesis.input.transform, before)
     assert value("ppl2_wend8", **kwargs) > 0 and value("fid8_full", **kwargs) > 0
@@ -116,7 +118,7 @@ def test_equivariance_moves_the_camera(detector, camera_zip32, monkeypatch):
     moved = [value(name, **kwargs) for name in sorted(STYLEGAN3)]
     G.rays = "published"
     fixed = [value(name, **kwargs) for name in sorted(STYLEGAN3)]
-    assert min(moved) > 45 and max(fixed) < 40, (moved, fixed)
+    assert all(a > 80 and b < 45 for a, b in zip(moved, fixed)), (moved, fixed)
 
 
 def test_path_length_gives_the_camera(detector, camera_zip, monkeypatch):
@@ -196,24 +198,16 @@ def test_training_goes_on_as_if_nothing_had_happened(camera_zip, detector):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in G.state_dict().items())
 
 
-def _worker(rank, address, kwargs, names, path):
-    torch.set_num_threads(1)
-    distributed.init(rank, 2, torch.device("cpu"), init_method=address)
-    results = [dict(metric_main.calc_metric(name, rank=rank, num_gpus=2, **kwargs).results) for name in names]
-    if rank == 1:
-        with open(path, "w") as stream:
-            json.dump(results, stream)
-    distributed.shutdown()
-
-
 def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path):
     names = ["fid10_full", "kid10", "pr103_full", "ppl2_wend10", "eqt10_frac", "is10"]
     kwargs = options(nets.raycond3(), camera_zip32, detector)
-    torch.multiprocessing.spawn(_worker, (f"tcp://127.0.0.1:{distributed.free_port()}", kwargs, names, str(tmp_path / "two.json")), nprocs=2)
+    torch.multiprocessing.spawn(nets.worker, (f"tcp://127.0.0.1:{distributed.free_port()}", kwargs, names, str(tmp_path / "two.json")), nprocs=2)
     two = json.loads((tmp_path / "two.json").read_text())
     kwargs["cache"] = False                                     # else it would take the reals' statistics from the two
     for name, results in zip(names, two):
-        assert results == pytest.approx(dict(metric_main.calc_metric(name, **kwargs).results), rel=1e-6, abs=1e-9), name
+        one = metric_main.calc_metric(name, **kwargs).results
+        assert results.pop("rays", None) == one.pop("rays", None)
+        assert results == pytest.approx(dict(one), rel=1e-6, abs=1e-9), name
 
 
 # --- the cache of real statistics
@@ -310,12 +304,12 @@ def test_files_that_are_no_detectors_are_refused(tmp_path, camera_zip):
 def test_detectors_in_the_cache(camera_zip, detector, tmp_path, monkeypatch):
     def no_network(url, **_):
         raise detectors.UserError(f"cannot download {url}")
-    monkeypatch.setattr(detectors.dnnlib.util, "open_url", no_network)
+    monkeypatch.setattr(detectors, "open_url", no_network)
     kwargs = dict(options(nets.raycond2(), camera_zip, detector), detectors={})
     opts = metric_utils.MetricOptions(**kwargs)
     place = tmp_path / "cache" / "detectors" / "inception-2015-12-05.pt"
     for fetch in (False, True):
-        message = refusal(lambda: metric_main.check_metrics(["fid8_full"], opts, fetch=fetch))
+        message = refusal(functools.partial(metric_main.check_metrics, ["fid8_full"], opts, fetch=fetch))
         assert str(place) in message and "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt" in message
     nets.save_detector(place)                                   # fetched by hand
     metric_main.check_metrics(["fid8_full"], opts)
@@ -327,7 +321,7 @@ def test_detectors_in_the_cache(camera_zip, detector, tmp_path, monkeypatch):
 
 
 def test_fetching_records_the_hash(tmp_path, detector, monkeypatch):
-    monkeypatch.setattr(detectors.dnnlib.util, "open_url", lambda url, **_: open(detector, "rb"))
+    monkeypatch.setattr(detectors, "open_url", lambda url, **_: open(detector, "rb"))
     path = detectors.prepare("vgg16", {})
     assert (tmp_path / "cache" / "detectors" / "vgg16.pt.sha256").read_text().split()[0] == detectors.sha256_of(detector) == detectors.sha256_of(path)
 
@@ -345,27 +339,21 @@ def test_files_without_a_kind(tmp_path, detector):
 
 # --- what does not fit
 
-def test_what_does_not_fit_is_refused(camera_zip, class_zip, camera_zip32, detector):
+def test_what_does_not_fit_is_refused(camera_zip, class_zip, camera_zip32, detector, tmp_path):
     def message(metric, G, path, labels=True):
         opts = metric_utils.MetricOptions(**options(G, path, detector, labels))
         return refusal(lambda: metric_main.check_metrics([metric], opts))
 
     assert "64" in message("fid50k", nets.raycond2(), camera_zip) and "50000" in message("pr50k3", nets.raycond2(), camera_zip)
     assert "3" in message("fid8", nets.raycond2(), class_zip) and "32" in message("fid8", nets.raycond2(), camera_zip32)
-    assert "16 px" in message("eqr8", nets.stylegan3(res=8), camera_zip, False) or True
+    small = write_dataset(tmp_path / "small.zip", camera_labels(2), size=8)
+    assert "16 px or more" in message("eqr8", nets.stylegan3(res=8), small, False)
+    assert "4 images or more" in message("pr33_full", nets.raycond2(), camera_zip) and "10 images" in message("is9", nets.raycond2(), camera_zip)
+    assert "4 real images" in message("pr53_full", nets.stylegan2(res=8), small, False)
     assert "no such metric" in message("fidd", nets.raycond2(), camera_zip)
 
 
 # --- training
-
-def load_network(path):
-    return persistence_load(path)
-
-
-def persistence_load(path):
-    import legacy
-    return legacy.load_network_pkl(path)
-
 
 def test_training_prepares_and_evaluates(camera_zip, detector, tmp_path):
     G = nets.raycond2()
@@ -377,7 +365,7 @@ def test_training_prepares_and_evaluates(camera_zip, detector, tmp_path):
     assert "StyleGAN3" in refusal(lambda: metrics.prepare(["fid8_full", "eqr50k"], kwargs, meta, **given))
     snapshot = str(tmp_path / "network-snapshot-000008.pkl")
     persistence.save(dict(G=None, D=None, G_ema=G, augment_pipe=None, training_set_kwargs=kwargs, camera_stats=None), snapshot)
-    results = metrics.evaluate(snapshot, str(tmp_path), ["fid8_full", "kid8"], load_network=load_network, device="cpu", **given)
+    results = metrics.evaluate(snapshot, str(tmp_path), ["fid8_full", "kid8"], load_network=legacy.load_network_pkl, device="cpu", **given)
     record = json.loads((tmp_path / "metric-fid8_full.jsonl").read_text())
     assert record["results"] == {"fid8_full": results["fid8_full"]} and record["snapshot_pkl"] == "network-snapshot-000008.pkl"
     assert {"metric", "total_time", "total_time_str", "num_gpus", "timestamp"} <= record.keys()

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, grid_sample_gradfix, launching, upfirdn2d
+from torch_utils.ops import bias_act, filtered_lrelu, grid_sample_gradfix, launching, upfirdn2d
 from torch_utils.ops.bias_act import activation_funcs
 from torch_utils.ops.bias_act import native as bias_act_native
 from torch_utils.ops.filtered_lrelu import native as filtered_lrelu_native
@@ -221,3 +221,25 @@ def test_native_on_gpu(monkeypatch, memory_format, dtype):
                 if act == "linear":
                     dx, = torch.autograd.grad(y.sum(), x)
                     assert_near(dx, torch.autograd.grad(expected.sum(), x)[0].double(), dtype, "dx")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: native kernels are compiled and emulated, but not run")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_filtered_lrelu_on_gpu(monkeypatch, memory_format, dtype):
+    """Values, first gradients and the gradient of a gradient."""
+    monkeypatch.setenv("RAYCOND_OPS", "native")
+    rng = np.random.RandomState(0)
+    for taps_up, up, down, padding in ((12, 2, 2, [9, 8, 9, 8]), (24, 4, 2, [-6, -9, -6, -9]), (12, 2, 4, [3, 20, 7, 1])):
+        fu, fd = (torch.from_numpy(rng.uniform(-0.5, 1, n).astype(np.float32) / n).cuda() for n in (taps_up, 12))
+        x, b = randn(rng, (2, 16, 65, 67), dtype, memory_format).cuda(), randn(rng, 16, dtype).cuda()
+        results, dy = [], None
+        for impl, kind in (("ref", torch.float64), ("cuda", dtype)):
+            leaf, bias = x.to(kind).requires_grad_(), b.to(kind).requires_grad_()
+            y = filtered_lrelu.filtered_lrelu(leaf, fu, fd, bias, up, down, padding, clamp=1.0, impl=impl)
+            dy = torch.randn_like(y).to(dtype) if dy is None else dy
+            upstream = dy.to(kind).requires_grad_()
+            dx, = torch.autograd.grad(y, leaf, upstream, create_graph=True)
+            results.append((y, dx, torch.autograd.grad(dx, upstream, x.to(kind))[0]))
+        for what, expected, actual in zip(("y", "dx", "d_dy"), *results):
+            assert_near(actual, expected, dtype, f"{what} {dtype} up {up} down {down}")

@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 
 from camera_utils import Camera, camera_for
+from metrics.pose_regressor import train_pose_regressor
+from metrics.scene_embedding import train_scene_embedding
+from metrics.small_training import Recipe, dataset_kwargs_for
 
 SIZE = 16
 YAW, PITCH = 0.7, 0.25                   # [rad] the spot reaches the border beyond these
@@ -43,6 +46,18 @@ def write_toy(path, scenes, views, seed=0):
         archive.writestr("dataset.json", json.dumps(dict(labels=[[name, label] for name, label in zip(names, labels.tolist())],
                                                          scenes=[[name, i // views] for i, name in enumerate(names)])))
     return str(path)
+
+
+def toy_world(base):
+    """(zip of 100 walls with 4 views each, its pose regressor, its scene embedding) in the folder `base`, made once."""
+    folder = base / "toy-world"
+    paths = data, pose, scene = [str(folder / name) for name in ("toy.zip", "pose.pt", "scene.pt")]
+    if not folder.exists():
+        folder.mkdir()
+        write_toy(data, 100, 4)
+        train_pose_regressor(dataset_kwargs_for(data), pose, Recipe(kimg=2.5, batch=32), progress=False)
+        train_scene_embedding(dataset_kwargs_for(data), scene, Recipe(kimg=2, batch=64), progress=False)
+    return paths
 
 
 class ToyGenerator(torch.nn.Module):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,42 @@ def init(rank: int, world_size: int, device: torch.device, init_method: str | No
     if world_size > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=init_method or "env://", rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+
+
+def launch(function: Callable[..., None], num_processes: int, device: str, *args: Any) -> None:
+    """function(rank, device, *args) in this process, or in `num_processes` new ones that know of one another.
+
+    device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. It and the arguments are pickled for new processes.
+    A UserError in any of them is raised here.
+    """
+    if num_processes == 1:
+        _run(0, function, 1, device, args)
+        return
+    messages = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    address = f"tcp://127.0.0.1:{free_port()}"
+    try:
+        torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, messages), nprocs=num_processes)
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
+        if not messages.empty():         # a user's mistake is one line, wherever it came up
+            raise UserError(messages.get()) from None
+        raise
+
+
+def _run(rank: int, function: Callable[..., None], num_processes: int, device: str, args: tuple, address: str | None = None, messages: Any = None) -> None:
+    """One of the processes."""
+    mine = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+    elif num_processes > 1:
+        torch.set_num_threads(max((os.cpu_count() or 1) // num_processes, 1))
+    try:
+        init(rank, num_processes, mine, init_method=address)
+        function(rank, mine, *args)
+    except UserError as error:
+        if messages is not None:
+            messages.put(error.message)
+        raise
+    shutdown()                           # not after an error: the others may wait in a collective
 
 
 def shutdown() -> None:

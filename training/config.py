@@ -44,6 +44,10 @@ class Options:
     mbstd_group: int            = 4
     desc: str | None            = None
     metrics: tuple[str, ...]    = ()
+    samples: int | None         = None
+    detector: tuple[str, ...]   = ()
+    pose_regressor: str | None  = None
+    embedding: str | None       = None
     kimg: float | None          = None
     tick: float                 = 4
     snap: int                   = 100
@@ -109,8 +113,6 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     _check_data(options, preset, data, notes)
     batch, batch_gpu = _check_batch(options, preset)
     gamma = _gamma(options, data.resolution, batch, notes)
-    if options.metrics:
-        notes.append("Metrics are not there yet: --metrics is skipped.")
 
     config = EasyDict(num_gpus=options.gpus, batch_size=batch, batch_gpu=batch_gpu, random_seed=options.seed)
     config.G_kwargs, config.D_kwargs = _network_kwargs(options, preset)
@@ -138,7 +140,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
         config.data_loader_kwargs.update(prefetch_factor=2, persistent_workers=True)
         if sys.platform == "linux":      # a spawned worker whose process dies while it starts would live on for ever
             config.data_loader_kwargs["multiprocessing_context"] = "fork"
-    config.metrics = []
+    config.metrics, config.metric_kwargs = list(options.metrics), {}
     config.total_kimg = preset.default_kimg if options.kimg is None else options.kimg
     config.kimg_per_tick = options.tick
     config.image_snapshot_ticks = config.network_snapshot_ticks = options.snap

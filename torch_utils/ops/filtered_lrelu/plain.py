@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 GROUP_ELEMENTS = 2 ** 20        # at the higher rate, of one group of columns: a few MB, which the last-level cache holds
-BAND_ROWS = 96                  # results per block of a band matrix; fewer multiply fewer zeros, more make better products
+BAND_ROWS = 48                  # results per block of a band matrix; fewer multiply fewer zeros, more make better products
 
 
 class Axis(NamedTuple):
@@ -81,11 +81,7 @@ def resample_h(blocks: list[Band], x: torch.Tensor, out: torch.Tensor) -> torch.
 def resample_w(blocks: list[Band], x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """x [H, W, C] -> out [H, W', C]."""
     for first, last, start, stop, matrix in blocks:
-        product = matrix.expand(len(x), *matrix.shape), x[:, start:stop]
-        if len(blocks) == 1:
-            torch.bmm(*product, out=out)
-        else:
-            out[:, first:last] = torch.bmm(*product)
+        torch.bmm(matrix.expand(len(x), *matrix.shape), x[:, start:stop], out=out[:, first:last])
     return out
 
 
