@@ -37,8 +37,9 @@ Examples:
   # Heads at 32 px: some minutes on one core
   python -m metrics.pose_regressor --data=heads-32.zip --dest=pose-heads-32.pt
 \b
-  # Then
-  python calc_metrics.py --metrics=pose_error --network=network-snapshot-000100.pkl --pose-regressor=pose-heads-32.pt
+  # Then, with the scene embedding (python -m metrics.scene_embedding) or a face recogniser
+  python calc_metrics.py --metrics=pose_error --network=network-snapshot-000100.pkl \\
+      --pose-regressor=pose-heads-32.pt --embedding=scenes-heads-32.pt
 """
 
 

@@ -47,8 +47,9 @@ Examples:
   python -m dataset_preprocessing.procedural.render --kind=heads --scenes=3000 --views-per-scene=6 --dest=heads-mv.zip
   python -m metrics.scene_embedding --data=heads-mv.zip --dest=scenes-heads-32.pt
 \b
-  # Then
-  python calc_metrics.py --metrics=view_consistency --network=network-snapshot-000100.pkl --embedding=scenes-heads-32.pt
+  # Then, with the pose regressor (python -m metrics.pose_regressor)
+  python calc_metrics.py --metrics=view_consistency --network=network-snapshot-000100.pkl \\
+      --pose-regressor=pose-heads-32.pt --embedding=scenes-heads-32.pt
 """
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 
 import torch
 from torch import nn
-
-from metrics.detectors import write_whole
 
 METADATA = "metadata.json"               # text beside the network in its file
 FINAL_SIZE = 4                           # pixels per side where convolutions end
@@ -93,7 +92,14 @@ def save_network(path: str, network: nn.Module, metadata: dict) -> None:
         scripted = torch.jit.script(network)
         stream = io.BytesIO()
         torch.jit.save(scripted, stream, _extra_files={METADATA: json.dumps(metadata).encode()})
-    write_whole(path, stream.getvalue())
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(stream.getvalue())
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):         # a full disk, an interrupt
+            os.remove(part)
 
 
 def read_metadata(text: str) -> dict:

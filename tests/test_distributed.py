@@ -6,7 +6,8 @@ import torch
 from helpers import load_golden
 
 from torch_utils import distributed, training_stats
-from training import discriminator, networks_raycond2
+from training import discriminator, networks_raycond2, networks_raycond3
+from training.augment import AugmentPipe
 from training.loss import StyleGAN2Loss
 from training.phases import Batch, Stepper, make_phases
 from training.randomness import PhaseRandom, samples_of
@@ -30,14 +31,21 @@ class TinyData:
         return self.labels[index]
 
 
-def make_stepper(num_rounds=1, style_mixing_prob=0.9):
-    config = load_golden("trajectory_raycond2.npz")["config"]
+def make_stepper(num_rounds=1, family="raycond2"):
+    """raycond2 with all regularisers, or raycond3 with augmentation."""
+    config = load_golden({"raycond2": "trajectory_raycond2.npz", "raycond3": "trajectory_raycond3t.npz"}[family])["config"]
+    network = {"raycond2": networks_raycond2, "raycond3": networks_raycond3}[family]
     torch.manual_seed(0)
-    G = networks_raycond2.Generator(**config["G_kwargs"], rays="pinhole").train().requires_grad_(False)
+    G = network.Generator(**config["G_kwargs"], rays="pinhole").train().requires_grad_(False)
     D = discriminator.Discriminator(**config["D_kwargs"]).train().requires_grad_(False)
-    loss = StyleGAN2Loss("cpu", G, D, r1_gamma=1, pl_weight=2, style_mixing_prob=style_mixing_prob)
+    pipe = None
+    if family == "raycond3":
+        pipe = AugmentPipe(brightness=1, contrast=1, lumaflip=1, hue=1, saturation=1, imgfilter=1, noise=1, cutout=1)
+        pipe.p.fill_(0.4)
+    regularisers = dict(pl_weight=2, style_mixing_prob=0.9) if family == "raycond2" else {}
+    loss = StyleGAN2Loss("cpu", G, D, pipe, r1_gamma=1, **regularisers)
     adam = dict(class_name="torch.optim.Adam", lr=0.002, betas=[0.0, 0.99], eps=1e-8)
-    phases = make_phases(G, D, adam, adam, 4, 16)
+    phases = make_phases(G, D, adam, adam, config["G_reg_interval"], 16)
     return Stepper(phases, loss, TinyData(), BATCH, num_rounds, G.z_dim, seed=7, device=torch.device("cpu"))
 
 
@@ -65,46 +73,49 @@ def weights(stepper):
 
 
 def run(stepper):
-    """(first gradients, update after STEPS steps, w_avg, path length mean, mean of a statistic)"""
+    """(first gradients, update after STEPS steps, running means of G, path length mean, mean of a statistic)"""
     collector = training_stats.Collector()
     grads = first_gradients(stepper)
     before = weights(stepper).clone()
     for step in range(STEPS):
         stepper.step(step, batch_of(stepper, step), step * BATCH)
     collector.update()
-    return grads, weights(stepper) - before, stepper.loss.G.mapping.w_avg.clone(), stepper.loss.pl_mean.clone(), collector["Loss/D/loss"]
+    means = torch.cat([b.flatten() for name, b in stepper.loss.G.named_buffers() if name.endswith(("w_avg", "magnitude_ema"))])
+    return grads, weights(stepper) - before, means.clone(), stepper.loss.pl_mean.clone(), collector["Loss/D/loss"]
 
 
-def worker(rank, address, path):
+def worker(rank, address, path, family):
     torch.set_num_threads(1)
     distributed.init(rank, 2, torch.device("cpu"), init_method=address, timeout_s=120)
-    result = run(make_stepper())
+    result = run(make_stepper(family=family))
     if rank == 0:
         torch.save(result, path)
     distributed.shutdown()
 
 
 def check(result, reference):
-    grads, update, w_avg, pl_mean, d_loss = result
+    grads, update, means, pl_mean, d_loss = result
     for name, expected in reference[0].items():
         assert float((grads[name] - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), name
         assert float(expected.abs().max()) > 0
     assert float((update - reference[1]).norm() / reference[1].norm()) <= 1e-3
-    assert torch.allclose(w_avg, reference[2], rtol=1e-3, atol=1e-6)
+    assert torch.allclose(means, reference[2], rtol=1e-3, atol=1e-6)
     assert torch.allclose(pl_mean, reference[3], rtol=1e-3)
     assert abs(d_loss - reference[4]) <= 1e-4 * abs(reference[4])
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("family", ["raycond2", "raycond3"])
+def test_two_processes_equal_one(family, tmp_path):
     path = tmp_path / "result.pt"
-    torch.multiprocessing.spawn(worker, args=(f"tcp://127.0.0.1:{distributed.free_port()}", str(path)), nprocs=2)
-    check(torch.load(path), run(make_stepper()))
+    torch.multiprocessing.spawn(worker, args=(f"tcp://127.0.0.1:{distributed.free_port()}", str(path), family), nprocs=2)
+    check(torch.load(path), run(make_stepper(family=family)))
 
 
-def test_accumulation_equals_one_pass():
-    """All phases but path length's, whose running mean moves once per round."""
-    one, two = first_gradients(make_stepper(1)), first_gradients(make_stepper(2))
-    for name in ("Gmain", "Dmain", "Dreg"):
+@pytest.mark.parametrize("family, names", [("raycond2", ("Gmain", "Dmain", "Dreg")), ("raycond3", ("Gboth", "Dreg"))])
+def test_accumulation_equals_one_pass(family, names):
+    """But for the phases in which a running mean moves once per round: path length's mean, the magnitudes that Dmain's images of raycond3 hang on."""
+    one, two = first_gradients(make_stepper(1, family)), first_gradients(make_stepper(2, family))
+    for name in names:
         assert float((one[name] - two[name]).abs().max()) <= 1e-5 * float(one[name].abs().max()), name
 
 
