@@ -58,24 +58,6 @@ def parse_names(ctx: Any, param: Any, value: str | None) -> list[str]:
     return [name.strip() for name in (value or "").split(",") if name.strip()]
 
 
-def sort_detectors(given: tuple[str, ...], pose_regressor: str | None, embedding: str | None) -> dict[str, Any]:
-    """--detector=FILE and --detector=KIND=FILE as fields of MetricOptions."""
-    from metrics import detectors, metric_main
-    metric_main.metrics()                               # the table of kinds is filled with that of metrics
-    named: dict[str, str] = {}
-    files = []
-    for text in given:
-        kind, equals, path = text.partition("=")
-        if equals and kind in detectors.KINDS:
-            named[kind] = path
-        else:
-            files.append(text)
-    for kind, path in (("pose_regressor", pose_regressor), ("embedding", embedding)):
-        if path is not None:
-            named[kind] = path
-    return dict(detectors=named, detector_files=tuple(files))
-
-
 def find_snapshots(network: str) -> tuple[list[str], str | None]:
     """The network files that --network names, and the run folder that they lie in, if it is one."""
     import dnnlib
@@ -90,16 +72,6 @@ def find_snapshots(network: str) -> tuple[list[str], str | None]:
         raise UserError(f"--network={network}: there is no such file or folder; expected a network file, a run folder or an address")
     folder = os.path.dirname(os.path.abspath(network))
     return [network], folder if os.path.isfile(os.path.join(folder, "training_options.json")) else None
-
-
-def choose_device(device: str, gpus: int) -> str:
-    """'cuda' or 'cpu', for this many processes."""
-    import torch
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = ("cuda" if available else "cpu") if device == "auto" else device
-    if device == "cuda" and gpus > available:
-        raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
-    return device
 
 
 def data_kwargs(plan: Plan, G: Any, stored: dict | None) -> dict:
@@ -133,51 +105,18 @@ def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
     return [request.name for request in metric_main.check_metrics(names, opts, samples, fetch=True)]
 
 
-def run_process(rank: int, plan: Plan, address: str | None = None, messages: Any = None) -> list[tuple[str, dict]]:
-    """One process's part. Returns (what was judged, results) for each of the snapshots."""
-    import torch
-
+def run_process(rank: int, device: Any, plan: Plan) -> None:
+    """One process's part."""
     from metrics.evaluation import compute
-    from torch_utils import distributed
-    device = torch.device("cuda", rank) if plan.device == "cuda" else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif plan.gpus > 1:
-        torch.set_num_threads(max((os.cpu_count() or 1) // plan.gpus, 1))
-    try:
-        distributed.init(rank, plan.gpus, device, init_method=address)
-        rows = []
-        for snapshot in plan.snapshots or [None]:
-            G, stored = (None, None) if snapshot is None else load(snapshot, plan.verbose and rank == 0)
-            results = compute(plan.names, G, plan.run_dir, snapshot, dataset_kwargs=data_kwargs(plan, G, stored), rank=rank, num_gpus=plan.gpus,
-                              device=device, progress=plan.verbose, **plan.options)
-            what = plan.options["images_kwargs"]["path"] if snapshot is None else os.path.basename(snapshot)
-            rows.append((what, {key: value for result in results for key, value in result.results.items()}))
-        if rank == 0:
-            print(table(rows))
-    except UserError as error:
-        if messages is not None:
-            messages.put(error.message)
-        raise
-    distributed.shutdown()
-    return rows
-
-
-def launch(plan: Plan) -> None:
-    """Runs it in this process, or in plan.gpus new ones."""
-    import torch
-
-    from torch_utils import distributed
-    if plan.gpus == 1:
-        run_process(0, plan)
-        return
-    messages = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    try:
-        torch.multiprocessing.spawn(run_process, args=(plan, f"tcp://127.0.0.1:{distributed.free_port()}", messages), nprocs=plan.gpus)
-    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
-        if not messages.empty():
-            raise UserError(messages.get()) from None
-        raise
+    rows = []                                           # (what was judged, results)
+    for snapshot in plan.snapshots or [None]:
+        G, stored = (None, None) if snapshot is None else load(snapshot, plan.verbose and rank == 0)
+        results = compute(plan.names, G, plan.run_dir, snapshot, dataset_kwargs=data_kwargs(plan, G, stored), rank=rank, num_gpus=plan.gpus,
+                          device=device, progress=plan.verbose, **plan.options)
+        what = plan.options["images_kwargs"]["path"] if snapshot is None else os.path.basename(snapshot)
+        rows.append((what, {key: value for result in results for key, value in result.results.items()}))
+    if rank == 0:
+        print(table(rows))
 
 
 def table(rows: list[tuple[str, dict]]) -> str:
@@ -226,13 +165,15 @@ def main(ctx: click.Context, network: str | None, images: str | None, metrics: l
     if plot and run_dir is None:
         raise UserError("--plot: draws the metrics of a run's snapshots; give a run folder as --network")
     if metrics:
-        options = sort_detectors(detector, pose_regressor, embedding)
+        from metrics.evaluation import detector_options
+        from torch_utils import distributed
+        options = detector_options(detector, pose_regressor, embedding)
         options["seed"] = seed
         if images is not None:
             options["images_kwargs"] = dict(class_name="training.dataset.ImageFolderDataset", path=images)
-        plan = Plan([], snapshots, run_dir, data, mirror, gpus, choose_device(device, gpus), verbose, options)
+        plan = Plan([], snapshots, run_dir, data, mirror, gpus, distributed.choose_device(device, gpus), verbose, options)
         plan.names = check(plan, metrics, samples)
-        launch(plan)
+        distributed.launch(run_process, plan.gpus, plan.device, plan)
     if plot:
         from metrics.plots import plot_run
         print(f"Drew {plot_run(run_dir)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import hashlib
@@ -10,11 +11,10 @@ import io
 import os
 import re
 import sys
-import tempfile
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import click
 
@@ -133,11 +133,25 @@ def open_url(url: str | os.PathLike, cache_dir: str | None = None, num_attempts:
         return io.BytesIO(data)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f"{digest}_{re.sub(r'[^0-9A-Za-z._-]', '_', name)}")
-    handle, part = tempfile.mkstemp(dir=folder, prefix=digest + "_", suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
+    with open_whole(path) as stream:
         stream.write(data)
-    os.replace(part, path)
     return path if return_filename else io.BytesIO(data)
+
+
+@contextlib.contextmanager
+def open_whole(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
+    """`with open_whole(path) as stream:` writes a file whole or not at all: aside, flushed to the disk, renamed. `text`: UTF-8, not bytes."""
+    part = f"{os.fspath(path)}.{os.getpid()}.part"
+    try:
+        with open(part, "w" if text else "wb", encoding="utf-8" if text else None) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except BaseException:
+        if os.path.exists(part):         # a full disk, an interrupt
+            os.remove(part)
+        raise
 
 
 def _download(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import UserError, make_cache_dir_path, open_url
+from dnnlib.util import UserError, make_cache_dir_path, open_url, open_whole
 from metrics.stats_cache import data_hash
 
 __all__ = ["Detector", "KINDS", "Kind", "check", "data_hash", "find", "load", "prepare", "sha256_of"]
@@ -70,8 +69,8 @@ def _published(name: str, file_name: str, uses: dict[str, dict]) -> Kind:
 
     def make(dataset_kwargs: dict, path: str) -> None:
         try:
-            with open_url(url, cache=False, num_attempts=2) as stream:
-                write_whole(path, stream.read())
+            with open_url(url, cache=False, num_attempts=2) as stream, open_whole(path) as file:
+                file.write(stream.read())
         except UserError as error:
             raise UserError(f"cannot fetch {url} (no network?); fetch it elsewhere and put it at {path}, or give --detector={name}=FILE") from error
 
@@ -99,7 +98,7 @@ def find(name: str, use: str, given: dict[str, str], files: tuple[str, ...] = ()
     if name in given:
         return given[name]
     if files and kind.option is None:
-        return _suitable(kind, use, files)
+        return _suitable(kind, use, files, dataset_kwargs or {})
     path = kind.cached_path(dataset_kwargs or {}) if kind.cached_path is not None else None
     if path is not None and os.path.isfile(path):
         return path
@@ -114,7 +113,7 @@ def option_of(kind: Kind) -> str:
     return kind.option or f"--detector={kind.name}"
 
 
-def _suitable(kind: Kind, use: str, files: tuple[str, ...]) -> str:
+def _suitable(kind: Kind, use: str, files: tuple[str, ...], dataset_kwargs: dict) -> str:
     """Among files whose kind the user has not said: one that is called so, else one that is not called otherwise and can be called so."""
     def named(file: str, name: str) -> bool:
         return name.lower() in os.path.basename(file).lower()
@@ -132,7 +131,7 @@ def _suitable(kind: Kind, use: str, files: tuple[str, ...]) -> str:
             problems.append(error.message)
     if problems:
         raise UserError(problems[0])
-    path = kind.cached_path({}) if kind.cached_path is not None else ""
+    path = kind.cached_path(dataset_kwargs) if kind.cached_path is not None else ""
     if os.path.isfile(path):
         return path
     raise UserError(f"--detector={files[0]}: there is no {kind.name} detector among the files given (say {option_of(kind)}=FILE), nor in the cache")
@@ -238,7 +237,8 @@ def _compare_hash(path: str, in_cache: bool) -> None:
             expected = (stream.read().split() or [""])[0]
     except FileNotFoundError:
         if in_cache:
-            write_whole(record, f"{actual}  {os.path.basename(path)}\n".encode())
+            with open_whole(record, text=True) as stream:
+                stream.write(f"{actual}  {os.path.basename(path)}\n")
         return
     if actual != expected:
         raise UserError(f"{path}: its sha256 is {actual[:12]}..., but {expected[:12]}... was recorded in {record} when it was first seen; "
@@ -261,11 +261,3 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_whole(path: str, data: bytes) -> None:
-    """Writes the file, whole or not at all."""
-    handle, part = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
-    os.replace(part, path)

@@ -8,20 +8,37 @@ from typing import Any
 import torch
 
 from dnnlib.util import EasyDict
-from metrics.metric_main import calc_metric, check_metrics, report_metric
+from metrics import detectors
+from metrics.metric_main import calc_metric, check_metrics, metrics, report_metric
 from metrics.options import MetricOptions
 from torch_utils import distributed
 
 
-def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, **options: Any) -> list[str]:
+def detector_options(given: Iterable[str], pose_regressor: str | None = None, embedding: str | None = None) -> dict[str, Any]:
+    """--detector=FILE and --detector=KIND=FILE, --pose-regressor and --embedding of a command as fields of MetricOptions."""
+    metrics()                                           # fills the table of kinds as well as its own
+    named: dict[str, str] = {}
+    files = []
+    for text in given:
+        kind, equals, path = text.partition("=")
+        if equals and kind in detectors.KINDS:
+            named[kind] = path
+        else:
+            files.append(text)
+    named.update({kind: path for kind, path in (("pose_regressor", pose_regressor), ("embedding", embedding)) if path is not None})
+    return dict(detectors=named, detector_files=tuple(files))
+
+
+def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, samples: int | None = None, **options: Any) -> list[str]:
     """For training, before the first step: can all these metrics be computed? Fetches published detectors that are missing.
 
-    G: the generator, on any device; the meta device will do. options: further fields of MetricOptions (detectors, detector_files).
+    G: the generator, on any device; the meta device will do. samples: number of images for all metrics; None: as their names say. options: further fields
+    of MetricOptions (those of `detector_options`).
     Returns the full names. Raises UserError, one line: a name that does not exist, a metric that does not fit the network or the data, a detector that
     is missing or wrong. For one process.
     """
     opts = MetricOptions(G=G, dataset_kwargs=dict(dataset_kwargs), device="cpu", **options)
-    return [request.name for request in check_metrics(names, opts, fetch=True)]
+    return [request.name for request in check_metrics(names, opts, samples, fetch=True)]
 
 
 def evaluate(

@@ -8,7 +8,7 @@ import math
 import os
 import re
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, open_whole
 
 Curve = list[tuple[float, float]]
 
@@ -58,6 +58,6 @@ def plot_run(run_dir: str) -> str:
     for axes in panels[len(curves):]:
         axes.set_visible(False)
     path = os.path.join(run_dir, "metrics.png")
-    FigureCanvasAgg(figure).print_png(path + ".part")
-    os.replace(path + ".part", path)
+    with open_whole(path) as stream:
+        FigureCanvasAgg(figure).print_png(stream)
     return path

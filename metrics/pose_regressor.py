@@ -23,7 +23,6 @@ from metrics.small_training import (
     Recipe,
     build,
     check_dest,
-    choose_device,
     dataset_kwargs_for,
     describe,
     fit,
@@ -31,6 +30,7 @@ from metrics.small_training import (
     predict,
     summary,
 )
+from torch_utils.distributed import choose_device
 
 EXAMPLES = """\b
 Examples:

@@ -27,7 +27,6 @@ from metrics.small_training import (
     Recipe,
     build,
     check_dest,
-    choose_device,
     dataset_kwargs_for,
     describe,
     fit,
@@ -35,6 +34,7 @@ from metrics.small_training import (
     predict,
     summary,
 )
+from torch_utils.distributed import choose_device
 
 USUAL = Recipe(kimg=60, batch=256)
 DIMENSIONS = 128

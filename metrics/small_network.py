@@ -5,13 +5,13 @@ It is called as every detector is: images [N, 1 or 3, H, W] in the range of uint
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import warnings
 
 import torch
 from torch import nn
+
+from dnnlib.util import open_whole
 
 METADATA = "metadata.json"               # text beside the network in its file
 FINAL_SIZE = 4                           # pixels per side where convolutions end
@@ -90,16 +90,8 @@ def save_network(path: str, network: nn.Module, metadata: dict) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)     # torch would rather export; detectors are TorchScript files
         scripted = torch.jit.script(network)
-        stream = io.BytesIO()
-        torch.jit.save(scripted, stream, _extra_files={METADATA: json.dumps(metadata).encode()})
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "wb") as file:
-            file.write(stream.getvalue())
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):         # a full disk, an interrupt
-            os.remove(part)
+        with open_whole(path) as stream:
+            torch.jit.save(scripted, stream, _extra_files={METADATA: json.dumps(metadata).encode()})
 
 
 def read_metadata(text: str) -> dict:

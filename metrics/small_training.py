@@ -205,13 +205,6 @@ def check_dest(dest: str) -> None:
         raise UserError(f"--dest={dest}: cannot write into {folder}; create the folder, or choose another")
 
 
-def choose_device(name: str) -> str:
-    """'auto' takes CUDA where there is some."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda: torch finds no CUDA device on this machine; use --device=cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
 def describe(images: Images) -> str:
     """A line about what is trained on."""
     kinds = f"{len(torch.unique(images.scenes))} scenes" if images.by_scene else "scenes unknown, so images count as scenes"

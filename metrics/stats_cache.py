@@ -9,13 +9,12 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from typing import Any
 
 import numpy as np
 
-from dnnlib.util import make_cache_dir_path
+from dnnlib.util import make_cache_dir_path, open_whole
 
 FORMAT = 1                               # to be raised when the same key comes to mean other numbers
 
@@ -79,9 +78,7 @@ def write(path: str, arrays: dict[str, np.ndarray]) -> None:
     """Whole or not at all. A cache that cannot be written costs time, not the result."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
-        with os.fdopen(handle, "wb") as stream:
+        with open_whole(path) as stream:
             np.savez(stream, **arrays)
-        os.replace(part, path)
     except OSError as error:
         print(f"{path}: cannot keep the statistics of the real images ({error.strerror or error}); they will be computed again next time")

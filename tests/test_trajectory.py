@@ -11,7 +11,6 @@ from training.ema import GeneratorEMA
 from training.loss import StyleGAN2Loss
 from training.phases import make_phases, update_weights
 
-
 GENERATORS = {"trajectory_raycond2.npz": networks_raycond2.Generator, "trajectory_raycond3t.npz": networks_raycond3.Generator}
 
 

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from dnnlib.util import EasyDict, UserError
+from dnnlib.util import EasyDict, UserError, open_whole
 from torch_utils import module_state, released_format
 from torch_utils.tensor_bytes import StoredTensor
 
@@ -97,17 +97,8 @@ def dump(obj: Any, stream: BinaryIO) -> None:
 
 def save(obj: Any, path: str | os.PathLike) -> None:
     """`dump` into a file that is written aside, flushed to the disk and renamed: readers never meet half of it."""
-    part = os.fspath(path) + ".part"
-    try:
-        with open(part, "wb") as stream:
-            dump(obj, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    except BaseException:
-        if os.path.exists(part):
-            os.remove(part)
-        raise
+    with open_whole(path) as stream:
+        dump(obj, stream)
 
 
 class _Pickler(pickle.Pickler):

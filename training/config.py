@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnlib import EasyDict, UserError
+from dnnlib.util import open_whole
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, RECIPES, Preset, lookup
 
 
@@ -266,7 +267,5 @@ def next_run_dir(outdir: str, desc: str) -> str:
 
 def save_options(config: dict) -> None:
     """Writes training_options.json into the run folder."""
-    path = os.path.join(config["run_dir"], "training_options.json")
-    with open(path + ".part", "w", encoding="utf-8") as stream:
+    with open_whole(os.path.join(config["run_dir"], "training_options.json"), text=True) as stream:
         json.dump(config, stream, indent=2)
-    os.replace(path + ".part", path)

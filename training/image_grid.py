@@ -7,15 +7,16 @@ import os
 import numpy as np
 from PIL import Image
 
+from dnnlib.util import open_whole
+
 
 def save_image(image: np.ndarray, path: str) -> None:
     """uint8 [C, H, W] with one or three channels -> an image file, written aside and renamed."""
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[0] in (1, 3), f"{image.dtype} {image.shape}, expected uint8 [1 or 3, H, W]"
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
-    stem, ending = os.path.splitext(path)
-    part = f"{stem}.part{ending}"
-    Image.fromarray(np.ascontiguousarray(pixels)).save(part)
-    os.replace(part, path)
+    kind = Image.registered_extensions()[os.path.splitext(path)[1].lower()]
+    with open_whole(path) as stream:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(stream, kind)
 
 
 def make_image_grid(images: np.ndarray, grid_size: tuple[int, int]) -> np.ndarray:

@@ -165,9 +165,8 @@ def save_curves(run_dir: str) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    part = os.path.join(run_dir, "curves.part.png")
-    FigureCanvasAgg(figure).print_png(part)
-    os.replace(part, os.path.join(run_dir, "curves.png"))
+    with dnnlib.util.open_whole(os.path.join(run_dir, "curves.png")) as stream:
+        FigureCanvasAgg(figure).print_png(stream)
 
 
 @functools.cache
