@@ -13,10 +13,13 @@ import torch
 from click.testing import CliRunner
 from conftest import SMALL, camera_labels, write_dataset
 from helpers import options_of, run_train
+from metric_helpers import save_detector
 from PIL import Image
 
+import calc_metrics
 import legacy
 import train
+from dnnlib import UserError
 from torch_utils import persistence
 from training import networks_raycond2
 from training.config import next_run_dir
@@ -138,6 +141,32 @@ def test_resume_says_what_the_file_lacks(camera_zip, tmp_path):
     code, output = run_train(*args, "--resume", save_small(tmp_path / "ema.pkl", G_ema=True))
     assert code == 0 and "has no G: it starts from G_ema" in output and "has no D: it starts fresh" in output
     refused(*args, "--resume", save_small(tmp_path / "d.pkl", D=True), says=["d.pkl", "no generator"])
+
+
+def test_metrics_at_snapshots(camera_zip, tmp_path, monkeypatch):
+    """The number at a snapshot is calc_metrics.py's; what a metric lacks is said before there is a folder."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    detector = save_detector(tmp_path / "tiny.pt")
+    base = [f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.008", "--tick=0.008", "--snap=1", *SMALL]
+    for metric, says in [("fid8_fll", ["did you mean fid50k_full"]), ("eqr50k", ["eqr50k", "StyleGAN3"]), ("fid65", ["65", "64", "--samples"])]:
+        refused(f"--outdir={tmp_path / 'none'}", *base, f"--metrics={metric}", f"--detector={detector}", says=says)
+    monkeypatch.setattr("metrics.detectors.open_url", offline)
+    refused(f"--outdir={tmp_path / 'none'}", *base, "--metrics=fid8_full", says=["inception-2015-12-05.pt", "--detector", str(tmp_path / "cache")])
+    assert not (tmp_path / "none").exists()
+
+    code, output = run_train(f"--outdir={tmp_path / 'runs'}", *base, "--metrics=fid50k_full", "--samples=8", f"--detector={detector}")
+    assert code == 0, output
+    folder, = (tmp_path / "runs").iterdir()
+    trained = [json.loads(line) for line in (folder / "metric-fid8_full.jsonl").read_text().splitlines()]
+    assert trained[-1]["snapshot_pkl"] == "network-snapshot-000000.pkl" and trained[-1]["results"]["fid8_full"] > 0
+    again = [f"--network={folder / 'network-snapshot-000000.pkl'}", "--metrics=fid8_full", f"--detector={detector}", "--device=cpu"]
+    result = CliRunner().invoke(calc_metrics.main, again)
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "metric-fid8_full.jsonl").read_text().splitlines()[-1])["results"] == trained[-1]["results"]
+
+
+def offline(url, **_):
+    raise UserError(f"cannot download {url}")
 
 
 def test_two_processes(camera_zip, tmp_path):
