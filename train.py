@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -13,6 +15,10 @@ import dnnlib
 from dnnlib import UserError
 from training import config as cfg
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS, RECIPES
+
+EXIT_SAVED = 75                          # EX_TEMPFAIL of sysexits.h: asked to stop, state saved, run the same command again
+EXIT_CODES = {"SIGINT": 130}             # as shells have it
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 EXAMPLES = """\b
 Examples:
@@ -28,6 +34,10 @@ Examples:
   \b
   # The same, as the authors' recipe.
   python train.py --outdir=training-runs --data=eg3d-ffhq.zip --recipe=raycond2-ffhq --gpus=2
+
+  \b
+  # Go on from a state with another batch size, in a new run.
+  python train.py --outdir=training-runs --data=heads.zip --cfg=raycond2-tiny --batch=32 --resume=training-runs/00000-.../training-state-000040.pt
 
   \b
   # Only show what would be run.
@@ -77,7 +87,9 @@ RATE = click.FloatRange(min=0, min_open=True)
               type=click.Choice(["noaug", "ada", "fixed"]))
 @click.option("--augpipe",      help=f"What --aug does: {', '.join([*AUGMENTATIONS, *AUGMENTATION_SUMS])}, or a sum like color+noise  "
               "[default: color where labels are cameras, else bgc]", metavar="NAME")
-@click.option("--resume",       help="Start from this network: a file or an address", metavar="PKL|URL")
+@click.option("--resume",       help="auto: continue the newest run of this configuration in --outdir. A network: what a new run starts from. "
+              "A training-state-*.pt or a run folder: where a new run, with other options, goes on  [default: auto]", metavar="auto|PKL|URL|PT|DIR")
+@click.option("--new",          help="Start another run, even where one could be continued", is_flag=True)
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
 @click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
@@ -87,7 +99,7 @@ RATE = click.FloatRange(min=0, min_open=True)
               type=click.Choice(["strict", "off"]), default="strict")
 # Hyperparameters.
 @click.option("--p",            help="Probability for --aug=fixed  [default: 0.2]; where --aug=ada starts  [default: 0]", type=click.FloatRange(0, 1))
-@click.option("--target",       help="Mean sign of D on real images that --aug=ada holds", type=click.FloatRange(0, 1), default=0.6)
+@click.option("--target",       help="Mean sign of D on real images that --aug=ada holds  [default: 0.6]", type=click.FloatRange(0, 1))
 @click.option("--batch-gpu",    help="Images per process and pass; fewer need less memory  [default: batch / gpus]", type=POSITIVE)
 @click.option("--cbase",        help="Channels at resolution r are this / r ...", type=POSITIVE)
 @click.option("--cmax",         help="... but at most this", type=POSITIVE)
@@ -105,6 +117,8 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=click.FloatRange(min=0, min_open=True))
 @click.option("--tick",         help="Thousands of images between status lines", type=click.FloatRange(min=0, min_open=True), default=4)
 @click.option("--snap",         help="Ticks between snapshots", type=POSITIVE, default=100)
+@click.option("--keep",         help="Remove all but the last N network snapshots and training states  [default: all snapshots, 2 states]",
+              metavar="N", type=POSITIVE)
 @click.option("--seed",         help="Random seed", type=click.IntRange(0, 2**32 - 1), default=0)
 @click.option("--fp32",         help="Full precision everywhere", type=bool, default=False, metavar="BOOL")
 @click.option("--bf16",         help="bfloat16 where float16 is the rule", type=bool, default=False, metavar="BOOL")
@@ -112,56 +126,109 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--workers",      help="Processes that read images, per GPU", type=click.IntRange(min=0), default=3)
 @click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 @click.option("-n", "--dry-run", help="Print the options and stop", is_flag=True)
-def main(camera_check: str, device: str, dry_run: bool, **kwargs: object) -> None:
-    """Train a GAN from scratch or from an existing network."""
+def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: object) -> None:
+    """Train a GAN from scratch or from an existing network.
+
+    The same command again continues where the last one ended. SIGTERM and SIGUSR1 save the state and leave with exit code 75, Ctrl-C with 130.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
     options = cfg.apply_recipe(cfg.Options(**kwargs))
+    options.resume = None if options.resume == "auto" else options.resume
     preset = cfg.preset_of(options)
     from torch_utils import distributed
+    from training import continuing
     device = distributed.choose_device(device, options.gpus)
 
     dataset, info = read_dataset(options, preset)
     plan = cfg.build_config(options, preset, info)
-    notes = list(dataset.notes) + plan.notes
+    config, notes = plan.config, list(dataset.notes) + plan.notes
     if info.has_camera_labels:
         notes += dataset.check_cameras(allow_geometry=camera_check == "off")
-    config = plan.config
     config.device = device
     config.data_loader_kwargs["pin_memory"] = device == "cuda"
-    if config.resume_pkl is not None:
-        notes += check_resume(config, options.rays is not None)
-    if config.metrics:
-        check_metrics(config, options)
+    desc = config.pop("desc")
+    earlier = None if new else continuing.find_run(options.outdir, config)
+    if earlier is not None and earlier.finished:
+        print(f"{earlier.run_dir} has trained for its {config.total_kimg:g} kimg. Train longer with a larger --kimg, or start another run with --new.")
+        return
+    notes += prepare_start(config, options, earlier)
+    notes += check_metrics(config, options, dry_run)
     if device == "cpu":
         notes.append(f"Training on the CPU in {options.gpus} process{'es' if options.gpus > 1 else ''}.")
-
-    config.run_dir = cfg.next_run_dir(options.outdir, config.pop("desc"))
-    plan_text = describe_plan(config, info, notes)
-    print(plan_text)
+    config.run_dir = cfg.next_run_dir(options.outdir, desc) if earlier is None else earlier.run_dir
     if dry_run:
+        print(describe_plan(config, info, notes))
         print("That is the plan (-n): nothing was started.")
         return
-    make_run_dir(config, plan_text)
-    distributed.launch(run_process, config.num_gpus, config.device, dict(config))
+    if earlier is None:
+        config.run_dir = make_run_dir(options.outdir, desc)
+    train(config, describe_plan(config, info, notes))
 
 
-def make_run_dir(config: dnnlib.EasyDict, plan_text: str) -> None:
-    """The run folder with its options and the beginning of its log."""
+def train(config: dnnlib.EasyDict, plan_text: str) -> None:
+    """Runs or continues what is in config.run_dir. Leaves the program where a signal ended it."""
+    from torch_utils import distributed
+    from training import continuing, training_state
+    print(plan_text)
+    with continuing.locked(config.run_dir):
+        write_options(config, plan_text)
+        continuing.remove_parts(config.run_dir)
+        state, _ = training_state.newest(config.run_dir)       # again, now that nobody else is writing
+        stopped_by = distributed.launch(run_process, config.num_gpus, config.device, dict(config), state)
+    if stopped_by:
+        name = signal.Signals(stopped_by).name
+        print(f"{name}: the state was saved in {config.run_dir}. The same command continues.")
+        sys.exit(EXIT_CODES.get(name, EXIT_SAVED))
+
+
+def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any) -> list[str]:
+    """Before anything is written: where does the run begin, and does that fit? Changes `config`; returns what to say."""
+    from training import continuing
+    if earlier is not None:
+        return continuing.take_over(config, earlier)
+    if cfg.is_state(options.resume):
+        return continuing.branch_off(config, options.resume, options.rays is not None)
+    return [] if config.resume_pkl is None else check_resume(config, options.rays is not None)
+
+
+def make_run_dir(outdir: str, desc: str) -> str:
+    """A new run folder, also where several commands make theirs at the same moment."""
+    while True:
+        run_dir = cfg.next_run_dir(outdir, desc)
+        try:
+            os.makedirs(run_dir)
+            return run_dir
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"--outdir: cannot make {run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
+
+
+def write_options(config: dnnlib.EasyDict, plan_text: str) -> None:
+    """The options and the beginning of the log, in the run folder."""
     try:
-        os.makedirs(config.run_dir)
         cfg.save_options(config)
-        with open(os.path.join(config.run_dir, "log.txt"), "w", encoding="utf-8") as log:
+        with open(os.path.join(config.run_dir, "log.txt"), "a", encoding="utf-8") as log:
             log.write(plan_text + "\n")
     except OSError as error:
-        raise UserError(f"--outdir: cannot make {config.run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
+        raise UserError(f"--outdir: cannot write into {config.run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
 
 
-def check_metrics(config: dnnlib.EasyDict, options: cfg.Options) -> None:
-    """Before anything is written: can the metrics be computed? Fetches their detectors; puts their full names into the configuration."""
+def check_metrics(config: dnnlib.EasyDict, options: cfg.Options, dry_run: bool) -> list[str]:
+    """Before anything is written: can the metrics be computed? Fetches their detectors (not for a dry run); puts their full names into the
+    configuration. Returns what to say.
+    """
+    if not config.metrics:
+        given = [flag for flag, value in [("--samples", options.samples), ("--detector", options.detector), ("--pose-regressor", options.pose_regressor),
+                                          ("--embedding", options.embedding)] if value]
+        return [f"There are no --metrics: {', '.join(given)} has no effect."] if given else []
+    if dry_run:
+        return ["The metrics were not checked, which may mean to fetch detectors (-n)."]
     import metrics
     config.metric_kwargs = metrics.detector_options(options.detector, options.pose_regressor, options.embedding)
     G, _ = meta_networks(config)
     config.metrics = metrics.prepare(config.metrics, config.training_set_kwargs, G, samples=options.samples, **config.metric_kwargs)
+    return []
 
 
 def meta_networks(config: dnnlib.EasyDict) -> tuple[Any, Any]:
@@ -211,15 +278,21 @@ def describe_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str])
     return "\n".join([*lines, *(f"note     {note}" for note in notes), ""])
 
 
-def run_process(rank: int, device: Any, config: dict) -> None:
-    """One process of the run."""
+def run_process(rank: int, device: Any, config: dict, state: str | None) -> int:
+    """One process of the run. Returns the signal that ended it early, or 0."""
     import functools
 
     import metrics
     from training.training_loop import training_loop
     evaluate = functools.partial(metrics.evaluate, load_network=load_network, device=device, **config["metric_kwargs"])
     with dnnlib.util.Logger(os.path.join(config["run_dir"], "log.txt") if rank == 0 else None, file_mode="a"):
-        training_loop(config, rank=rank, device=device, load_network=load_network, evaluate=evaluate)
+        try:
+            return training_loop(config, rank=rank, device=device, load_network=load_network, evaluate=evaluate, state=state)
+        except OSError as error:
+            if error.errno not in DISK_IS_FULL:
+                raise
+            raise UserError(f"{config['run_dir']}: {error.strerror}; the last state that was saved is whole: "
+                            "make room, and the same command continues") from error
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main(seconds: float, kimg: float | None, scenes: int, seed: int, network: st
     kimg = kimg or choose_kimg(network, seconds)
     say(f"2. Training on them for {kimg:g} kimg")
     run("train.py", f"--outdir={runs}", f"--data={data}", "--cfg=raycond2-tiny", f"--resume={network}", f"--kimg={kimg:g}", f"--tick={kimg / 4:g}",
-        "--snap=100", "--workers=0", "--device=cpu")
+        "--snap=100", "--workers=0", "--device=cpu", "--new")
     snapshot = max(glob.glob(os.path.join(runs, "*", "network-snapshot-*.pkl")), key=os.path.getmtime)
 
     say("3. A grid of views: a row per head, a column per camera")

@@ -148,10 +148,21 @@ def open_whole(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
+        _flush_folder(os.path.dirname(part) or ".")
     except BaseException:
         if os.path.exists(part):         # a full disk, an interrupt
             os.remove(part)
         raise
+
+
+def _flush_folder(folder: str) -> None:
+    """Makes a new name in it last. Not everywhere can a folder be opened, and the file itself is safe."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _download(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
+from torch_utils import signals
 
 
 def choose_device(name: str, gpus: int = 1) -> str:
@@ -29,35 +32,53 @@ def choose_device(name: str, gpus: int = 1) -> str:
 
 
 def init(rank: int, world_size: int, device: torch.device, init_method: str | None = None, timeout_s: float = 1800) -> None:
-    """Joins `world_size` processes: NCCL between CUDA devices, gloo otherwise. A single process needs no group.
+    """Joins `world_size` processes: NCCL for tensors on CUDA devices, gloo for others. A single process needs no group.
 
     init_method: an address as of torch.distributed; None: the environment that torchrun sets.
     """
     if world_size > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=init_method or "env://", rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
 
 
-def launch(function: Callable[..., None], num_processes: int, device: str, *args: Any) -> None:
-    """function(rank, device, *args) in this process, or in `num_processes` new ones that know of one another.
+def launch(function: Callable[..., Any], num_processes: int, device: str, *args: Any) -> Any:
+    """function(rank, device, *args) in this process, or in `num_processes` new ones that know of one another. Returns what rank 0 does.
 
-    device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. It and the arguments are pickled for new processes.
-    A UserError in any of them is raised here.
+    device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. It, the arguments and the result are pickled for new
+    processes. A UserError in any of them is raised here. SIGTERM and SIGUSR1 go on to all of them (a terminal's Ctrl-C does so itself).
     """
     if num_processes == 1:
-        _run(0, function, 1, device, args)
-        return
-    messages = torch.multiprocessing.get_context("spawn").SimpleQueue()
+        return _run(0, function, 1, device, args)
+    answers = torch.multiprocessing.get_context("spawn").SimpleQueue()
     address = f"tcp://127.0.0.1:{free_port()}"
+    context = torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, answers), nprocs=num_processes, join=False)
     try:
-        torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, messages), nprocs=num_processes)
+        with _signals_go_to(context.pids()):
+            while not context.join():
+                pass
     except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
-        if not messages.empty():         # a user's mistake is one line, wherever it came up
-            raise UserError(messages.get()) from None
+        if not answers.empty():          # a user's mistake is one line, wherever it came up
+            kind, answer = answers.get()
+            if kind == "mistake":
+                raise UserError(answer) from None
         raise
+    return answers.get()[1]
 
 
-def _run(rank: int, function: Callable[..., None], num_processes: int, device: str, args: tuple, address: str | None = None, messages: Any = None) -> None:
+def _signals_go_to(pids: list[int]) -> contextlib.AbstractContextManager:
+    """Within, this process hands signals on; the first Ctrl-C leaves it to the others to end."""
+    def hand_on(number: int, frame: Any) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def once(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return signals.handled({**dict.fromkeys(signals.REQUESTS, hand_on), signal.SIGINT: once})
+
+
+def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple, address: str | None = None, answers: Any = None) -> Any:
     """One of the processes."""
     mine = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
     if mine.type == "cuda":
@@ -66,12 +87,15 @@ def _run(rank: int, function: Callable[..., None], num_processes: int, device: s
         torch.set_num_threads(max((os.cpu_count() or 1) // num_processes, 1))
     try:
         init(rank, num_processes, mine, init_method=address)
-        function(rank, mine, *args)
+        result = function(rank, mine, *args)
     except UserError as error:
-        if messages is not None:
-            messages.put(error.message)
+        if answers is not None:
+            answers.put(("mistake", error.message))
         raise
     shutdown()                           # not after an error: the others may wait in a collective
+    if answers is not None and rank == 0:
+        answers.put(("result", result))
+    return result
 
 
 def shutdown() -> None:
@@ -108,6 +132,24 @@ def barrier() -> None:
     """Waits until all processes are here."""
     if get_world_size() > 1:
         dist.barrier()
+
+
+def max_over_ranks(value: int) -> int:
+    """The largest of all ranks' numbers."""
+    if get_world_size() == 1:
+        return value
+    largest = torch.tensor(value)        # on the CPU, so that no CUDA device has to wait
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's object, by rank. The objects are pickled."""
+    if get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,18 @@ def reset() -> None:
     _totals.clear()
 
 
+def get_state() -> dict[str, torch.Tensor]:
+    """What all processes have reported since the start. All processes must call it."""
+    _sync()
+    return dict(_totals)
+
+
+def set_state(totals: dict[str, torch.Tensor]) -> None:
+    """Goes on from where `get_state` was called, perhaps in another process."""
+    reset()
+    _totals.update(totals)
+
+
 class Collector:
     """Means and deviations of the statistics whose names match `regex`, between its last two updates."""
 
@@ -69,6 +81,13 @@ class Collector:
             self._seen[name] = _totals[name].clone()
             if float(fresh[0]) != 0:
                 self._moments[name] = fresh
+
+    def get_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """For set_state(), beside that of the module."""
+        return dict(seen=dict(self._seen), moments=dict(self._moments))
+
+    def set_state(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+        self._seen, self._moments = dict(state["seen"]), dict(state["moments"])
 
     def num(self, name: str) -> int:
         return int(self._of(name)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -19,6 +20,13 @@ class NoAugmentation:
     def update(self, step: int, batch_size: int) -> None:
         """Nothing to adapt. `step`: how many steps are done."""
 
+    def get_state(self) -> dict[str, Any]:
+        """What set_state() goes on from in another process."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        pass
+
 
 class FixedStrength:
     """Every augmentation is applied with the probability that the pipe was built with."""
@@ -32,6 +40,12 @@ class FixedStrength:
 
     def update(self, step: int, batch_size: int) -> None:
         """Nothing to adapt."""
+
+    def get_state(self) -> dict[str, Any]:
+        return dict(p=self.pipe.p.detach().cpu())
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.pipe.p.copy_(state["p"])
 
 
 class AdaptiveStrength(FixedStrength):
@@ -53,6 +67,13 @@ class AdaptiveStrength(FixedStrength):
             return
         move = (overfit > self.target) - (overfit < self.target)
         self.pipe.p.copy_((self.pipe.p + move * batch_size * self.interval / (self.kimg * 1000)).clamp(min=0))
+
+    def get_state(self) -> dict[str, Any]:
+        return dict(super().get_state(), signs=self.signs.get_state())
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self.signs.set_state(state["signs"])
 
 
 def make_augmentation(config: dict, device: torch.device) -> NoAugmentation | FixedStrength | AdaptiveStrength:

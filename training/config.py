@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,11 @@ from typing import Any
 from dnnlib import EasyDict, UserError
 from dnnlib.util import open_whole
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, RECIPES, Preset, lookup
+
+# What may change without making it another training: how it is computed, how long, what is written, where the data lie.
+FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmark", "total_kimg", "kimg_per_tick", "image_snapshot_ticks",
+        "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint")
+FREE_OF_DATA = ("path", "max_size")      # of training_set_kwargs: a cluster may copy the data to another place for each job
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Options:
     rays: str | None            = None
     dcond: str | None           = None
     p: float | None             = None
-    target: float               = 0.6
+    target: float | None        = None
     batch_gpu: int | None       = None
     cbase: int | None           = None
     cmax: int | None            = None
@@ -52,6 +58,7 @@ class Options:
     kimg: float | None          = None
     tick: float                 = 4
     snap: int                   = 100
+    keep: int | None            = None
     seed: int                   = 0
     fp32: bool                  = False
     bf16: bool                  = False
@@ -114,6 +121,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     _check_data(options, preset, data, notes)
     batch, batch_gpu = _check_batch(options, preset)
     gamma = _gamma(options, data.resolution, batch, notes)
+    warm_start = options.resume is not None and not is_state(options.resume)
 
     config = EasyDict(num_gpus=options.gpus, batch_size=batch, batch_gpu=batch_gpu, random_seed=options.seed)
     config.G_kwargs, config.D_kwargs = _network_kwargs(options, preset)
@@ -128,9 +136,9 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
         config.loss_kwargs.update(blur_init_sigma=preset.blur_init_sigma, blur_fade_kimg=batch * 200 / 32)
-    config.update(_augmentation(options, data, notes))
-    config.resume_pkl, config.ray_init = options.resume, options.ray_init
-    if options.resume is not None:
+    config.update(_augmentation(options, data, warm_start, notes))
+    config.resume_pkl, config.ray_init, config.resume_state = options.resume, options.ray_init, None
+    if warm_start:
         config.ema_rampup = None
         config.loss_kwargs.update(blur_init_sigma=0, blur_fade_kimg=0)
 
@@ -147,7 +155,9 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.image_snapshot_ticks = config.network_snapshot_ticks = options.snap
     config.cudnn_benchmark = not options.nobench
     config.allow_tf32 = False
+    config.keep = options.keep
     config.run_dir = None
+    config.fingerprint = fingerprint(dict(config, desc=options.desc), data.name)
     config.desc = f"{options.cfg}-{data.name}-gpus{options.gpus}-batch{batch}-gamma{gamma:g}" + (f"-{options.desc}" if options.desc else "")
     return Plan(config, notes)
 
@@ -193,7 +203,7 @@ def _gamma(options: Options, resolution: int, batch: int, notes: list[str]) -> f
     return float(options.gamma)
 
 
-def _augmentation(options: Options, data: DataInfo, notes: list[str]) -> dict[str, Any]:
+def _augmentation(options: Options, data: DataInfo, warm_start: bool, notes: list[str]) -> dict[str, Any]:
     """The part of the configuration that training.ada builds on."""
     aug = options.aug or "noaug"
     if aug == "noaug":
@@ -201,12 +211,17 @@ def _augmentation(options: Options, data: DataInfo, notes: list[str]) -> dict[st
             raise UserError(f"--augpipe={options.augpipe}: there is no augmentation; add --aug=ada or --aug=fixed, or leave --augpipe out")
         if options.p is not None:
             notes.append(f"There is no augmentation: --p={options.p:g} has no effect.")
+        if options.target is not None:
+            notes.append(f"There is no augmentation: --target={options.target:g} has no effect.")
         return dict(augment_kwargs=None, augment_p=0.0)
     transforms = _transforms(options.augpipe or ("color" if data.has_camera_labels else "bgc"), data.has_camera_labels)
     config = dict(augment_kwargs=dict(class_name="training.augment.AugmentPipe", **dict.fromkeys(transforms, 1)))
     if aug == "fixed":
+        if options.target is not None:
+            notes.append(f"--aug=fixed does not adapt: --target={options.target:g} has no effect.")
         return dict(config, augment_p=0.2 if options.p is None else options.p)
-    return dict(config, augment_p=options.p or 0.0, ada_target=options.target, ada_interval=4, ada_kimg=500 if options.resume is None else 100)
+    target = 0.6 if options.target is None else options.target
+    return dict(config, augment_p=options.p or 0.0, ada_target=target, ada_interval=4, ada_kimg=100 if warm_start else 500)
 
 
 def _transforms(augpipe: str, has_camera_labels: bool) -> list[str]:
@@ -243,6 +258,18 @@ def _network_kwargs(options: Options, preset: Preset) -> tuple[EasyDict, EasyDic
 
 def _adam(lr: float) -> dict[str, Any]:
     return dict(class_name="torch.optim.Adam", lr=lr, betas=[0.0, 0.99], eps=1e-8)
+
+
+def fingerprint(config: dict, data_name: str) -> str:
+    """Equal for configurations that train the same network in the same way. Of a configuration before anything is taken over from files."""
+    same = {key: value for key, value in config.items() if key not in FREE}
+    same["training_set_kwargs"] = {key: value for key, value in config["training_set_kwargs"].items() if key not in FREE_OF_DATA}
+    return hashlib.sha256(json.dumps([same, data_name], sort_keys=True).encode()).hexdigest()
+
+
+def is_state(path: str | None) -> bool:
+    """Does that value of --resume mean a training state, or a run that has some, rather than a network?"""
+    return path is not None and (path.endswith(".pt") or os.path.isdir(path))
 
 
 def keep_ray_convention(config: EasyDict, source: Any, rays_given: bool) -> list[str]:

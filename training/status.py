@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import torch
@@ -29,37 +29,50 @@ _CURVES = (                              # title, statistics
 class Status:
     """Counts images and time. All ranks call it; rank 0 writes."""
 
-    def __init__(self, run_dir: str, device: torch.device, batch_size: int, total_kimg: float, kimg_per_tick: float, cur_nimg: int = 0):
+    def __init__(self, run_dir: str, device: torch.device, batch_size: int, total_kimg: float, kimg_per_tick: float, state: dict[str, Any] | None = None):
+        """state: from get_state() of the process that this one continues; what stats.jsonl has of later ticks is dropped."""
+        state = state or dict(cur_nimg=0, tick=0, tick_nimg=0, seconds=0.0, tick_seconds=0.0)
         self.run_dir = run_dir
         self.device = device
         self.batch_size = batch_size
         self.total_nimg = total_kimg * 1000
         self.nimg_per_tick = kimg_per_tick * 1000
-        self.cur_nimg = cur_nimg
-        self.tick = 0
+        self.cur_nimg, self.tick, self._tick_nimg = state["cur_nimg"], state["tick"], state["tick_nimg"]
         self.collector = training_stats.Collector(regex=".*")
+        if "reported" in state:
+            training_stats.set_state(state["reported"])
+            self.collector.set_state(state["collector"])
         self.writes = distributed.get_rank() == 0
-        self._start = self._tick_start = time.time()
-        self._tick_nimg = cur_nimg
+        self._start, self._tick_start = time.time() - state["seconds"], time.time() - state["tick_seconds"]
         self._maintenance = 0.0
-        self._stats = open(os.path.join(run_dir, "stats.jsonl"), "a", encoding="utf-8") if self.writes else None
-        self._events = _tensorboard_writer(run_dir) if self.writes else None
+        self._stats = _open_stats(run_dir, self.tick) if self.writes else None
+        self._events = _tensorboard_writer(run_dir, self.cur_nimg // 1000) if self.writes else None
         screen = _screen()
-        self._bar = tqdm(total=round(self.total_nimg / 1000, 1), initial=cur_nimg / 1000, unit="kimg", file=screen,
+        self._bar = tqdm(total=round(self.total_nimg / 1000, 1), initial=self.cur_nimg / 1000, unit="kimg", file=screen,
                          disable=not (self.writes and screen.isatty()),
                          bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}{postfix}]", leave=False)
+
+    def get_state(self) -> dict[str, Any]:
+        """Counters and statistics. All ranks must call it."""
+        now = time.time()
+        return dict(cur_nimg=self.cur_nimg, tick=self.tick, tick_nimg=self._tick_nimg, seconds=now - self._start, tick_seconds=now - self._tick_start,
+                    reported=training_stats.get_state(), collector=self.collector.get_state())
+
+    @property
+    def tick_ended(self) -> bool:
+        """The first step is a tick, and so is the last."""
+        return self.done or self.tick == 0 and self.cur_nimg > 0 or self.cur_nimg >= self._tick_nimg + self.nimg_per_tick
 
     @property
     def done(self) -> bool:
         return self.cur_nimg >= self.total_nimg
 
-    def advance(self) -> bool:
-        """After a step. True where a tick has ended (the first step is one, and so is the last)."""
+    def advance(self) -> None:
+        """After a step."""
         self.cur_nimg += self.batch_size
         self._bar.update(self.batch_size / 1000)
         speed = (self.cur_nimg - self._tick_nimg) / max(time.time() - self._tick_start, 1e-9)
         self._bar.set_postfix_str(f"{speed:.1f} img/s", refresh=False)
-        return self.done or self.tick == 0 or self.cur_nimg >= self._tick_nimg + self.nimg_per_tick
 
     def print_tick(self, augment_p: float, step: int) -> None:
         """StyleGAN's line. All ranks must call it, since the peak memory counters are reset."""
@@ -126,13 +139,23 @@ def _screen() -> Any:
     return sys.__stderr__ if sys.__stderr__ is not None else sys.stderr
 
 
-def _tensorboard_writer(run_dir: str) -> Any:
+def _open_stats(run_dir: str, tick: int) -> IO:
+    """stats.jsonl, to be continued with this tick."""
+    path = os.path.join(run_dir, "stats.jsonl")
+    if os.path.exists(path):
+        earlier = [record for record in read_stats(run_dir) if record.get("Progress/tick", {}).get("mean", 0) < tick]
+        with dnnlib.util.open_whole(path, text=True) as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in earlier)
+    return open(path, "a", encoding="utf-8")
+
+
+def _tensorboard_writer(run_dir: str, kimg: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         print("TensorBoard is not installed (pip install tensorboard): no event files; stats.jsonl holds all numbers.")
         return None
-    return SummaryWriter(run_dir)
+    return SummaryWriter(run_dir, purge_step=kimg or None)
 
 
 def read_stats(run_dir: str) -> list[dict]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 import dnnlib
-from torch_utils import distributed, misc
+from torch_utils import distributed, misc, signals
+from training import continuing, training_state
 from training.ada import make_augmentation
 from training.ema import GeneratorEMA
 from training.phases import Batch, Stepper, make_phases
 from training.randomness import seed_layer_noise
 from training.snapshots import ImageSnapshots, save_network
 from training.status import Status
+from training.training_state import Progress
 from training.transfer import check_match, sources_of, warm_start
 
 
@@ -25,68 +29,128 @@ def training_loop(
     device:         torch.device | str | None = None,   # None: config.device.
     load_network:   Callable | None         = None,     # file -> dict(G, D, G_ema); needed for config.resume_pkl.
     evaluate:       Callable | None         = None,     # (snapshot, run_dir, metric names) -> dict; None: no metrics.
-) -> str:                                               # Path of the last network snapshot.
+    state:          str | None              = None,     # training-state-*.pt of config.run_dir to continue; None: config.resume_state, or begin.
+) -> int:                                               # 0: trained to the end; else the signal that asked it to stop.
     """Trains in `config.run_dir`. Every process of the run calls it."""
-    config = dnnlib.EasyDict(config)
-    device = torch.device(config.device if device is None else device)
-    set_backends(config, device)
-    dataset = dnnlib.util.construct_class_by_name(**config.training_set_kwargs)
-    camera_stats = dataset.camera_stats() if dataset.has_camera_labels else None
+    with signals.StopRequest() as stop:
+        try:
+            _train(dnnlib.EasyDict(config), rank, torch.device(config["device"] if device is None else device), load_network, evaluate, state, stop)
+        except signals.Interrupted:
+            pass
+        return stop.number
 
-    G, D, G_ema = make_networks(config, device, load_network)
+
+def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, load_network: Callable | None, evaluate: Callable | None, state_path: str | None,
+           stop: signals.StopRequest) -> None:
+    set_backends(config, device)
+    state_path = state_path or config.get("resume_state")
+    state = None if state_path is None else training_state.load(state_path)
+    dataset = dnnlib.util.construct_class_by_name(**config.training_set_kwargs)
+    progress = make_progress(config, dataset, device, load_network, state, state_path)
+    G, D, status = progress.G, progress.D, progress.status
     if rank == 0:
         describe(G, D, dataset, config.batch_gpu, device)
-    augmentation = make_augmentation(config, device)
-    loss = dnnlib.util.construct_class_by_name(device=device, G=G, D=D, augment_pipe=augmentation.pipe, **config.loss_kwargs)
-    phases = make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
     num_rounds = config.batch_size // (config.batch_gpu * config.num_gpus)
-    stepper = Stepper(phases, loss, dataset, config.batch_size, num_rounds, G.z_dim, config.random_seed, device)
-    status = Status(config.run_dir, device, config.batch_size, config.total_kimg, config.kimg_per_tick)
-
-    images = None
+    stepper = Stepper(progress.phases, progress.loss, dataset, config.batch_size, num_rounds, G.z_dim, config.random_seed, device)
+    maintenance = Maintenance(config, progress, dataset, evaluate, device, fresh=state is None)
     if rank == 0:
-        images = ImageSnapshots(config.run_dir, dataset, G.z_dim, camera_stats, config.random_seed, device, batch=config.batch_gpu)
-        images.save_reals()
-        images.save_fakes(G_ema.model, "_init")
-        print(f"{config.total_kimg:g} kimg to go.\n")
+        print(f"{config.total_kimg - status.cur_nimg / 1000:g} kimg to go.\n")
 
-    batches = iterate_batches(dataset, config, rank, device)
-    snapshot, step = "", 0
-    while not status.done:
+    batches = iterate_batches(dataset, config, rank, device, start=status.cur_nimg)
+    while True:
+        if status.tick_ended:
+            with stop.may_leave():
+                maintenance.run()
+        if status.done:
+            break
         batch = next(batches)                           # before seeding: the first one starts the loader, which draws
-        seed_layer_noise(config.random_seed, step, rank)
-        stepper.step(step, batch, status.cur_nimg)
-        G_ema.update(G, status.cur_nimg, config.batch_size)
-        step += 1
-        augmentation.update(step, config.batch_size)
-        if not status.advance():
-            continue
-        status.print_tick(augmentation.p, step)
-        suffix = f"{status.cur_nimg // 1000:06d}"
-        if images is not None and is_due(config.image_snapshot_ticks, status):
-            images.save_fakes(G_ema.model, suffix)
-        metrics = None
-        if is_due(config.network_snapshot_ticks, status):
-            snapshot = os.path.join(config.run_dir, f"network-snapshot-{suffix}.pkl")
-            if rank == 0:
-                save_network(snapshot, G, D, G_ema.model, augmentation.pipe, config.training_set_kwargs, camera_stats)
-            distributed.barrier()
-            if evaluate is not None and config.metrics:
-                metrics = evaluate(snapshot, config.run_dir, config.metrics)
-        status.finish_tick(metrics)
-        if is_due(config.network_snapshot_ticks, status, ended=True):
-            status.save_curves()
+        seed_layer_noise(config.random_seed, progress.step, rank)
+        stepper.step(progress.step, batch, status.cur_nimg)
+        progress.G_ema.update(G, status.cur_nimg, config.batch_size)
+        progress.step += 1
+        progress.augmentation.update(progress.step, config.batch_size)
+        status.advance()
+        stop.number = distributed.max_over_ranks(stop.number)
+        if stop.number or status.tick_ended and maintenance.is_due(config.network_snapshot_ticks):
+            maintenance.save_state()                    # before what takes long, so that it may be interrupted
+        if stop.number:
+            break
     status.close()
-    if rank == 0:
-        print(f"\nFinished: {snapshot}")
-    return snapshot
+
+
+class Maintenance:
+    """What happens at the end of a tick: status, images, networks, metrics. It can be done again from the state that was saved before it."""
+
+    def __init__(self, config: dnnlib.EasyDict, progress: Progress, dataset: Any, evaluate: Callable | None, device: torch.device, fresh: bool):
+        self.config = config
+        self.progress = progress
+        self.evaluate = evaluate
+        self.camera_stats = dataset.camera_stats() if dataset.has_camera_labels else None
+        self.images = None
+        if distributed.get_rank() == 0:
+            self.images = ImageSnapshots(config.run_dir, dataset, progress.G.z_dim, self.camera_stats, config.random_seed, device, batch=config.batch_gpu)
+            if fresh:
+                self.images.save_reals()
+                self.images.save_fakes(progress.G_ema.model, "_init")
+
+    def is_due(self, every: int | None) -> bool:
+        """Every so many ticks and at the end; None: never."""
+        status = self.progress.status
+        return every is not None and (status.done or status.tick % every == 0)
+
+    def save_state(self) -> None:
+        state = training_state.capture(self.progress)
+        if distributed.get_rank() == 0:
+            training_state.save(state, training_state.path_of(self.config.run_dir, self.progress.status.cur_nimg), self.config)
+            training_state.prune(self.config.run_dir, self.config.get("keep"))
+        distributed.barrier()
+
+    def run(self) -> None:
+        config, progress, status = self.config, self.progress, self.progress.status
+        status.print_tick(progress.augmentation.p, progress.step)
+        suffix = f"{status.cur_nimg // 1000:06d}"
+        networks_due = self.is_due(config.network_snapshot_ticks)
+        if self.images is not None and self.is_due(config.image_snapshot_ticks):
+            self.images.save_fakes(progress.G_ema.model, suffix)
+        metrics = None
+        if networks_due:
+            snapshot = os.path.join(config.run_dir, f"network-snapshot-{suffix}.pkl")
+            if distributed.get_rank() == 0:
+                save_network(snapshot, progress.G, progress.D, progress.G_ema.model, progress.augmentation.pipe, config.training_set_kwargs,
+                             self.camera_stats)
+                training_state.prune(config.run_dir, config.get("keep"))
+            distributed.barrier()
+            if self.evaluate is not None and config.metrics:
+                metrics = self.evaluate(snapshot, config.run_dir, config.metrics)
+        status.finish_tick(metrics)
+        if networks_due:
+            status.save_curves()
+        if status.done:
+            distributed.print0(f"\nFinished: {snapshot}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
+def make_progress(config: dnnlib.EasyDict, dataset: Any, device: torch.device, load_network: Callable | None, state: dict | None,
+                  state_path: str | None) -> Progress:
+    """Networks, optimisers, loss and counters: of a new run, or those of a state. The same on all ranks."""
+    G, D, G_ema = make_networks(config, device, load_network, fresh=state is None)
+    augmentation = make_augmentation(config, device)
+    loss = dnnlib.util.construct_class_by_name(device=device, G=G, D=D, augment_pipe=augmentation.pipe, **config.loss_kwargs)
+    phases = make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
+    status = Status(config.run_dir, device, config.batch_size, config.total_kimg, config.kimg_per_tick, state and state["status"])
+    progress = Progress(G, D, G_ema, phases, loss, augmentation, status)
+    if state is not None:
+        training_state.restore(progress, state, state_path, same_augmentation=continuing.same_augmentation(config, state))
+        distributed.print0(f"Continuing {state_path}: {status.cur_nimg / 1000:g} kimg and {progress.step} steps are done.")
+    return progress
+
+
 def set_backends(config: dnnlib.EasyDict, device: torch.device) -> None:
     """Precision and seeds of this process."""
     seed_layer_noise(config.random_seed, 0, 0)          # the same initial weights in all processes
+    np.random.seed(config.random_seed)                  # nothing here draws from these two, but a user's own code may
+    random.seed(config.random_seed)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
@@ -100,11 +164,12 @@ def network_kwargs(config: dict) -> tuple[dict, dict]:
     return dict(config["G_kwargs"], **common), dict(config["D_kwargs"], **common)
 
 
-def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: Callable | None) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
-    """G, D and the average of G: fresh, or warm-started from config.resume_pkl. The same on all ranks."""
+def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: Callable | None,
+                  fresh: bool = True) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
+    """G, D and the average of G: new ones, if `fresh` warm-started from config.resume_pkl. The same on all ranks."""
     G, D = (dnnlib.util.construct_class_by_name(**kwargs).train().requires_grad_(False).to(device) for kwargs in network_kwargs(config))
     ema = GeneratorEMA(G, config.ema_kimg, config.ema_rampup)
-    if config.resume_pkl is not None:
+    if fresh and config.resume_pkl is not None:
         sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
         targets = dict(G=G, D=D, G_ema=ema.model)
         reports = [warm_start(targets[name], source, config.ray_init, name) for name, source in sources.items() if source is not None]
@@ -124,16 +189,11 @@ def describe(G: torch.nn.Module, D: torch.nn.Module, dataset: Any, batch: int, d
         misc.print_module_summary(D, [img, c])
 
 
-def iterate_batches(dataset: Any, config: dnnlib.EasyDict, rank: int, device: torch.device) -> Any:
-    """Endless batches of this rank's samples, in their order."""
-    sampler = misc.InfiniteSampler(dataset, rank=rank, num_replicas=config.num_gpus, seed=config.random_seed)
-    loader = torch.utils.data.DataLoader(dataset, sampler=sampler, batch_size=config.batch_size // config.num_gpus, **config.data_loader_kwargs)
+def iterate_batches(dataset: Any, config: dnnlib.EasyDict, rank: int, device: torch.device, start: int = 0) -> Any:
+    """Endless batches of this rank's samples, in their order. start: images that all ranks have seen."""
+    sampler = misc.InfiniteSampler(dataset, rank=rank, num_replicas=config.num_gpus, seed=config.random_seed, start=start)
+    loader = torch.utils.data.DataLoader(dataset, sampler=sampler, batch_size=config.batch_size // config.num_gpus,
+                                         worker_init_fn=signals.leave_to_parent, **config.data_loader_kwargs)
     for images, labels in loader:
         images = images.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
         yield Batch(images, labels.to(device, non_blocking=True))
-
-
-def is_due(every: int | None, status: Status, ended: bool = False) -> bool:
-    """Every so many ticks and at the end; None: never. `ended`: asks about the tick that was just finished."""
-    tick = status.tick - 1 if ended else status.tick
-    return every is not None and (status.done or tick % every == 0)

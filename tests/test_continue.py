@@ -1,0 +1,375 @@
+"""Runs that stop and go on: exactly, from whatever stopped them, and without losing a file."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import SMALL, camera_labels, write_dataset
+from helpers import run_train
+
+import train
+from torch_utils import signals
+from training import training_state
+from training.status import read_stats
+
+ROOT = Path(__file__).parent.parent
+ADA = ["--aug=ada", "--p=0.3", "--mirror=1", "--tick=0.016", "--snap=1"]
+PRESETS = {"raycond2": ["--cfg=raycond2"], "raycond3-t": ["--cfg=raycond3-t", "--mbstd-group=2"]}
+
+
+def arguments(outdir, data, *args):
+    return [f"--outdir={outdir}", f"--data={data}", *ADA, *SMALL, *map(str, args)]
+
+
+def command(outdir, data, *args):
+    return [sys.executable, str(ROOT / "train.py"), *arguments(outdir, data, *args)]
+
+
+def finish(outdir, data, *args):
+    """The command as a process of its own, which must succeed. Returns its output."""
+    done = subprocess.run(command(outdir, data, *args), capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refused(*args, says):
+    """The command ends with one line that holds all of `says`."""
+    result = CliRunner().invoke(train.main, [str(a) for a in args])
+    message = result.stderr[result.stderr.index("Error:"):].strip()
+    assert result.exit_code != 0 and "\n" not in message, result.stderr
+    for part in says:
+        assert part in message, message
+
+
+def only_run(outdir):
+    folder, = Path(outdir).iterdir()
+    return folder
+
+
+def last_state(folder):
+    return training_state.load(training_state.states_of(str(folder))[0])
+
+
+def leaves(value, name=""):
+    """All values of nested containers by name."""
+    if isinstance(value, dict):
+        return {key: leaf for k, item in value.items() for key, leaf in leaves(item, f"{name}/{k}").items()}
+    if isinstance(value, (list, tuple)):
+        return leaves(dict(enumerate(value)), name)
+    return {name: value}
+
+
+def assert_same_training(folder, expected):
+    """Networks, optimisers, ADA, counters and random numbers agree to the last bit. Statistics do to rounding, since their sums are cut elsewhere."""
+    ours, theirs = (leaves({key: value for key, value in last_state(f).items() if key != "config"}) for f in (folder, expected))
+    assert ours.keys() == theirs.keys()
+    compared = 0
+    for name, value in ours.items():
+        if "seconds" in name or "Timing" in name or "Resources" in name:
+            continue
+        if name.startswith(("/status/reported", "/status/collector")):
+            torch.testing.assert_close(value, theirs[name], rtol=1e-12, atol=0)
+        else:
+            assert torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name], name
+        compared += 1
+    assert compared > 100
+    a, b = ([{key: value for key, value in record.items() if key.startswith(("Loss/", "Progress/"))} for record in read_stats(str(f))]
+            for f in (folder, expected))
+    assert len(a) == len(b) > 1
+    for ours, theirs in zip(a, b):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert value["num"] == theirs[name]["num"] and value["mean"] == pytest.approx(theirs[name]["mean"], rel=1e-9, abs=1e-12), name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("preset, gpus", [("raycond2", 1), *(pytest.param(preset, gpus, marks=pytest.mark.slow)
+                                                             for preset, gpus in [("raycond2", 2), ("raycond3-t", 1), ("raycond3-t", 2)])])
+def test_half_and_half_is_the_whole(preset, gpus, camera_zip, tmp_path):
+    """Eight steps equal six and two in a new process, with another number of loader workers; the cut lies within a tick and an interval of ADA."""
+    options = [*PRESETS[preset], f"--gpus={gpus}"]
+    finish(tmp_path / "whole", camera_zip, *options, "--kimg=0.064")
+    finish(tmp_path / "parts", camera_zip, *options, "--kimg=0.048")
+    output = finish(tmp_path / "parts", camera_zip, *options, "--kimg=0.064", "--workers=2")
+    assert "Continues the run" in output and "0.048 kimg and 6 steps are done" in output
+    parts = only_run(tmp_path / "parts")
+    state = last_state(parts)
+    assert state["step"] == 8 and state["status"]["cur_nimg"] == 64 and float(state["augmentation"]["p"]) not in (0, 0.3)
+    assert_same_training(parts, only_run(tmp_path / "whole"))
+
+
+def wait_for(process, path, timeout=120):
+    deadline = time.time() + timeout
+    while not list(path.glob("*/training-state-*.pt")):
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number, code, gpus", [
+    (signal.SIGTERM, 75, 1), *(pytest.param(*row, marks=pytest.mark.slow) for row in [(signal.SIGINT, 130, 1), (signal.SIGUSR1, 75, 2)])])
+def test_signals_save_and_leave(number, code, gpus, camera_zip, tmp_path):
+    options = ["--cfg=raycond2", f"--gpus={gpus}", "--kimg=0.24", "--workers=1", "--snap=5"]
+    process = subprocess.Popen(command(tmp_path / "runs", camera_zip, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=dict(os.environ, OMP_NUM_THREADS="1"))
+    wait_for(process, tmp_path / "runs")
+    process.send_signal(number)
+    start = time.time()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code and time.time() - start < 25, output
+    assert f"{number.name}: the state was saved" in output
+    folder = only_run(tmp_path / "runs")
+    stopped = last_state(folder)
+    assert 0 < stopped["step"] < 30
+    output = finish(tmp_path / "runs", camera_zip, *options)
+    assert f"{stopped['step']} steps are done" in output
+    finish(tmp_path / "whole", camera_zip, *options)
+    assert_same_training(folder, only_run(tmp_path / "whole"))
+    assert list(tmp_path.joinpath("runs").iterdir()) == [folder] and not list(folder.glob("*.part"))
+
+
+def test_a_request_while_nothing_is_unsaved_leaves_at_once():
+    handler = signal.getsignal(signal.SIGTERM)
+    with signals.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.number == signal.SIGUSR1                    # in the middle of a step: it is finished first
+        with pytest.raises(signals.Interrupted), stop.may_leave():
+            pytest.fail("it was asked to stop before")
+    with signals.StopRequest() as stop, pytest.raises(signals.Interrupted), stop.may_leave():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    with signals.StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+SLOW_WRITER = """
+import sys, time
+import dnnlib.util
+import torch_utils.persistence, training.training_state
+whole = dnnlib.util.open_whole
+class Slow:
+    def __init__(self, stream): self.stream = stream
+    def write(self, data):
+        time.sleep(0.002)
+        return self.stream.write(data)
+    def __getattr__(self, name): return getattr(self.stream, name)
+import contextlib
+@contextlib.contextmanager
+def slow(path, text=False):
+    with whole(path, text) as stream:
+        yield Slow(stream)
+torch_utils.persistence.open_whole = training.training_state.open_whole = slow
+import train
+train.main()
+"""
+
+
+@pytest.mark.slow
+def test_thirty_kills(camera_zip, tmp_path):
+    """`kill -9` at random moments, writing included; each restart goes on from a whole state; the end is that of an untouched run."""
+    options = ["--cfg=raycond2", "--kimg=1.2", "--workers=1", "--tick=0.024"]
+    finish(tmp_path / "whole", camera_zip, *options)
+    outdir = tmp_path / "runs"
+    line = [sys.executable, "-c", SLOW_WRITER, *arguments(outdir, camera_zip, *options)]
+    rng, steps, kills, parts_seen = random.Random(0), 0, 0, 0
+    while kills < 30:
+        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        wait_for(process, outdir) if steps == 0 else None
+        before = steps
+        deadline = time.time() + 60
+        while steps == before and time.time() < deadline and process.poll() is None:        # until it has got further
+            time.sleep(0.05)
+            steps = max(steps, newest_step(outdir))
+        time.sleep(rng.uniform(0, 0.5))
+        assert process.poll() is None, "it ended before thirty kills: " + process.communicate()[0]
+        process.kill()
+        process.communicate()
+        kills += 1
+        folder = only_run(outdir)
+        parts_seen += bool(list(folder.glob("*.part")))
+        for path in training_state.states_of(str(folder)):
+            training_state.load(path)                   # whole
+        assert newest_step(outdir) >= steps             # nothing is lost but the steps since
+        steps = newest_step(outdir)
+    assert parts_seen > 0, "no kill hit the writer"
+    finish(outdir, camera_zip, *options)
+    assert_same_training(only_run(outdir), only_run(tmp_path / "whole"))
+    assert not list(only_run(outdir).glob("*.part"))
+
+
+def newest_step(outdir):
+    states = training_state.states_of(str(only_run(outdir)))
+    return training_state.load(states[0], mmap=True)["step"] if states else 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_disk_that_fills(camera_zip, tmp_path):
+    """Files that cannot grow any more: one line, and what was there before is whole."""
+    finish(tmp_path / "runs", camera_zip, "--cfg=raycond2", "--kimg=0.016")
+    folder = only_run(tmp_path / "runs")
+    before = {path.name: path.read_bytes() for path in folder.glob("*-0*")}
+    done = subprocess.run(command(tmp_path / "runs", camera_zip, "--cfg=raycond2", "--kimg=0.032"), capture_output=True, text=True, timeout=120,
+                          preexec_fn=limit_files)
+    assert done.returncode == 1 and "make room" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert {path.name: path.read_bytes() for path in folder.glob("*-0*")} == before and last_state(folder)["step"] == 2
+    assert "2 steps are done" in finish(tmp_path / "runs", camera_zip, "--cfg=raycond2", "--kimg=0.032")
+
+
+@pytest.mark.slow
+def test_a_full_tmpfs(camera_zip, tmp_path):
+    """The same on a file system without room."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)]).returncode != 0:
+        pytest.skip("needs to mount a tmpfs")
+    try:
+        finish(mount / "runs", camera_zip, "--cfg=raycond2", "--kimg=0.008")
+        folder = only_run(mount / "runs")
+        left = shutil.disk_usage(mount).free
+        (mount / "ballast").write_bytes(bytes(left - 200_000))
+        done = subprocess.run(command(mount / "runs", camera_zip, "--cfg=raycond2", "--kimg=0.032"), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert last_state(folder)["step"] == 1
+        (mount / "ballast").unlink()
+        finish(mount / "runs", camera_zip, "--cfg=raycond2", "--kimg=0.016")
+    finally:
+        subprocess.run(["umount", "-l", str(mount)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, camera_zip):
+    """The run folder of two steps."""
+    outdir = tmp_path_factory.mktemp("begun")
+    code, output = run_train(*arguments(outdir, camera_zip, "--cfg=raycond2", "--kimg=0.016"))
+    assert code == 0, output
+    return only_run(outdir)
+
+
+@pytest.fixture
+def copied(begun, tmp_path):
+    """A copy of that run, in an --outdir of its own."""
+    return Path(shutil.copytree(begun, tmp_path / "runs" / begun.name))
+
+
+def test_the_same_command_again(copied, camera_zip):
+    outdir, same = copied.parent, arguments(copied.parent, camera_zip, "--cfg=raycond2")
+    code, output = run_train(*same, "--kimg=0.016")
+    assert code == 0 and "has trained for its 0.016 kimg" in output and "--new" in output
+    assert [path.name for path in outdir.iterdir()] == [copied.name]
+    code, output = run_train(*same, "--kimg=0.016", "--seed=1")                # another configuration
+    assert code == 0 and "Continu" not in output and len(list(outdir.iterdir())) == 2
+    code, output = run_train(*same, "--kimg=0.008", "--new")
+    assert code == 0 and "Continu" not in output and len(list(outdir.iterdir())) == 3
+
+
+def test_data_elsewhere(copied, camera_zip, tmp_path):
+    """Clusters copy the data to another place for each job."""
+    elsewhere = tmp_path / "scratch" / Path(camera_zip).name
+    elsewhere.parent.mkdir()
+    shutil.copy(camera_zip, elsewhere)
+    code, output = run_train(*arguments(copied.parent, elsewhere, "--cfg=raycond2", "--kimg=0.024"))
+    assert code == 0 and "Changed: Data" in output and str(elsewhere) in output and last_state(copied)["step"] == 3
+    assert json.loads((copied / "training_options.json").read_text())["training_set_kwargs"]["path"] == str(elsewhere)
+
+
+def test_a_change_of_processes(copied, camera_zip):
+    output = finish(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024", "--gpus=2")
+    assert "Changed: processes 1 -> 2" in output and last_state(copied)["step"] == 3 and len(last_state(copied)["random"]) == 2
+
+
+def test_damaged_states_are_passed_over(copied, camera_zip):
+    good = training_state.states_of(str(copied))[0]
+    whole = Path(good).read_bytes()
+    (copied / "training-state-000007.pt").write_bytes(whole[: len(whole) // 2])
+    code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024"))
+    assert code == 0 and "training-state-000007.pt" in output and "damaged" in output and "2 steps are done" in output
+    for path in training_state.states_of(str(copied)):
+        Path(path).write_bytes(whole[:1000])
+    refused(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.032"), says=["none of its states", "--new"])
+
+
+def test_a_state_names_no_functions(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+    torch.save(dict(format=1, step=Evil()), tmp_path / "training-state-000001.pt")
+    with pytest.raises(training_state.UserError, match="training-state-000001.pt"):
+        training_state.load(str(tmp_path / "training-state-000001.pt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_state_wins_over_the_network_it_started_from(begun, camera_zip, tmp_path):
+    network = tmp_path / "start.pkl"
+    shutil.copy(begun / "network-snapshot-000000.pkl", network)
+    same = arguments(tmp_path / "runs", camera_zip, "--cfg=raycond2", f"--resume={network}")
+    code, output = run_train(*same, "--kimg=0.008")
+    assert code == 0 and f"Starting from {network}" in output
+    network.unlink()
+    code, output = run_train(*same, "--kimg=0.016")
+    assert code == 0 and "1 steps are done" in output and "Starting from" not in output
+
+
+def test_another_run_from_a_state(begun, camera_zip, tmp_path):
+    """Batch, rates and data may change, and are said; what a state cannot give is refused."""
+    code, output = run_train(*arguments(tmp_path / "runs", camera_zip, "--cfg=raycond2", f"--resume={begun}", "--batch=16", "--glr=0.001", "--kimg=0.032"))
+    assert code == 0 and "batch_size 8 -> 16" in output and "G_opt_kwargs.lr 0.002 -> 0.001" in output, output
+    folder = only_run(tmp_path / "runs")
+    state = last_state(folder)
+    assert state["status"]["cur_nimg"] == 32 and state["step"] == 3
+    assert state["optimizers"]["G"]["param_groups"][0]["lr"] == pytest.approx(0.001 * 4 / 5)
+    base = arguments(tmp_path / "none", camera_zip, "--cfg=raycond2", f"--resume={training_state.states_of(str(begun))[0]}", "--kimg=0.032")
+    refused(*base, "--cmax=8", says=["another structure", "network-snapshot"])
+    refused(*base, "--rays=published", says=["--rays=pinhole", "--rays=published"])
+    large = write_dataset(tmp_path / "large.zip", camera_labels(16), size=32)
+    refused(*base, f"--data={large}", says=["img_resolution", "16", "32"])
+    refused(*base, f"--resume={tmp_path / 'absent.pt'}", says=["absent.pt", "No such file"])
+    refused(*base, f"--resume={tmp_path}", says=["no training-state"])
+
+
+def test_one_process_at_a_time(copied, camera_zip, monkeypatch):
+    monkeypatch.setattr("training.continuing.LOCK_PATIENCE_S", 0.2)
+    hold = ("import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); f.write('process 1 on moon'); f.flush(); "
+            "print('held', flush=True); time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(copied / ".lock")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        refused(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024"), says=[str(copied), "process 1 on moon", "--new"])
+    finally:
+        holder.kill()
+    assert run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024"))[0] == 0
+
+
+def test_keep(camera_zip, tmp_path):
+    code, output = run_train(*arguments(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=3.5", "--batch=500", "--keep=2", "--tick=0.5", "-n"))
+    assert code == 0
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for kimg in range(6):
+        (folder / f"training-state-{kimg:06d}.pt").write_bytes(b"")
+        (folder / f"network-snapshot-{kimg:06d}.pkl").write_bytes(b"")
+    (folder / "network-snapshot-best.pkl").write_bytes(b"")
+    training_state.prune(str(folder), None)
+    assert len(list(folder.glob("network*"))) == 7 and len(list(folder.glob("*.pt"))) == 2
+    training_state.prune(str(folder), 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["network-snapshot-000005.pkl", "network-snapshot-best.pkl", "training-state-000005.pt"]

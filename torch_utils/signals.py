@@ -1,0 +1,82 @@
+"""Requests to stop, which a cluster, a terminal or `kill` sends as signals."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))     # to save and leave
+
+
+class Interrupted(BaseException):
+    """A request came while nothing was left to be saved."""
+
+
+@contextlib.contextmanager
+def handled(handlers: Mapping[int, Callable[[int, Any], None]]) -> Iterator[None]:
+    """Within, signals go to these handlers. Does nothing outside of the main thread, which alone gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopRequest:
+    """Remembers that this process was asked to stop, so that a loop can end where it is whole.
+
+        with StopRequest() as stop:
+            while not stop.number:
+                step()
+
+    `number` is the signal's, 0 before there is one. A second Ctrl-C is a KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._may_leave = False
+        self._handled = handled({number: self._remember for number in (*REQUESTS, signal.SIGINT)})
+
+    def __enter__(self) -> StopRequest:
+        self._handled.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handled.__exit__(*error)
+
+    @contextlib.contextmanager
+    def may_leave(self) -> Iterator[None]:
+        """Within, a request raises Interrupted at once."""
+        self._may_leave = True
+        try:
+            if self.number:
+                raise Interrupted
+            yield
+        finally:
+            self._may_leave = False
+
+    def _remember(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():        # torch sends it when the process that spawned this one was killed
+                os._exit(1)
+            if self.number:
+                raise KeyboardInterrupt
+        self.number = number
+        if self._may_leave:
+            raise Interrupted
+
+
+def leave_to_parent(worker: int = 0) -> None:
+    """For processes that read data (a DataLoader's `worker_init_fn`): they end when their parent does, and not before."""
+    for number in (*REQUESTS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,191 @@
+"""training-state-NNNNNN.pt: all that the next step depends on, so that a run goes on as if it had never stopped.
+
+The networks' tensors, the optimisers, what ADA has counted, the mean of path lengths, counters, and the generators of random numbers of
+every rank. The position in the data and all draws of a step follow from the counters (training.randomness).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import random
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib import UserError
+from dnnlib.util import open_whole
+from torch_utils import distributed, misc
+from training.ada import NoAugmentation
+from training.ema import GeneratorEMA
+from training.phases import Phase
+from training.status import Status
+
+FORMAT_VERSION = 1
+STATES_KEPT = 2                          # of those that a run has written; networks are what people keep
+
+
+@dataclass
+class Progress:
+    """All that changes in a run."""
+
+    G: torch.nn.Module
+    D: torch.nn.Module
+    G_ema: GeneratorEMA
+    phases: list[Phase]
+    loss: Any
+    augmentation: NoAugmentation
+    status: Status
+    step: int = 0                        # how many are done
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return dict(G=self.G, D=self.D, G_ema=self.G_ema.model)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {phase.name[0]: phase.opt for phase in self.phases}
+
+
+def capture(progress: Progress) -> dict[str, Any]:
+    """Plain values and the live tensors themselves: to be written before the next step. All ranks must call it."""
+    return dict(
+        format=FORMAT_VERSION,
+        step=progress.step,
+        networks={name: dict(misc.named_params_and_buffers(module)) for name, module in progress.networks().items()},
+        optimizers={name: opt.state_dict() for name, opt in progress.optimizers().items()},
+        pl_mean=progress.loss.pl_mean,
+        augmentation=progress.augmentation.get_state(),
+        status=progress.status.get_state(),
+        random=distributed.gather(_random_state()),
+    )
+
+
+def restore(progress: Progress, state: dict[str, Any], path: str, same_augmentation: bool = True) -> None:
+    """The opposite of capture(), but for the status, which is built from its part. `path` is for messages."""
+    for name, module in progress.networks().items():
+        _copy_tensors(state["networks"][name], dict(misc.named_params_and_buffers(module)), f"{path}: {name}")
+    for name, opt in progress.optimizers().items():
+        rates = [group["lr"] for group in opt.param_groups], [group["betas"] for group in opt.param_groups]
+        opt.load_state_dict(state["optimizers"][name])
+        for group, lr, betas in zip(opt.param_groups, *rates):         # the configuration's, which may have changed
+            group.update(lr=lr, betas=betas)
+    progress.loss.pl_mean.copy_(state["pl_mean"])
+    if same_augmentation:
+        progress.augmentation.set_state(state["augmentation"])
+    progress.step = state["step"]
+    rank = distributed.get_rank()
+    if rank < len(state["random"]):
+        _set_random_state(state["random"][rank])
+
+
+@torch.no_grad()
+def _copy_tensors(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], what: str) -> None:
+    differ = [name for name in {**target, **source} if name not in source or name not in target or source[name].shape != target[name].shape]
+    if differ:
+        raise UserError(f"{what} has another structure than this run's, in {len(differ)} tensors such as {differ[0]!r}; a state continues the same "
+                        "networks only: start from weights with --resume=network-snapshot-*.pkl")
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+                numpy=(str(name), torch.from_numpy(keys.astype(np.int64)), *rest), python=random.getstate())
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files.
+
+def path_of(run_dir: str, cur_nimg: int) -> str:
+    return os.path.join(run_dir, f"training-state-{cur_nimg // 1000:06d}.pt")
+
+
+def save(state: dict[str, Any], path: str, config: dict) -> None:
+    """Writes the file whole or not at all. `config` is kept to compare with that of whoever goes on."""
+    with open_whole(path) as stream:
+        sink = _Sink(stream)
+        torch.save(dict(state, config=json.dumps(config)), sink)
+        sink.check()
+
+
+class _Sink:
+    """A stream for torch.save, which must not meet exceptions: its C++ side ends the process. `check` raises what was met."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                return self._stream.write(data)
+            except OSError as error:
+                self._error = error
+        return len(memoryview(data).cast("B"))
+
+    def flush(self) -> None:
+        pass                             # open_whole does
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def load(path: str, mmap: bool = False) -> dict[str, Any]:
+    """A state on the CPU; nothing in the file is run. UserError where it is none, or is damaged. `mmap`: for a look, since the tensors stay on the disk."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:           # a damaged archive makes torch raise nearly anything
+        raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); use another one of the run") from error
+    needed = {"format", "step", "networks", "optimizers", "pl_mean", "augmentation", "status", "random", "config"}
+    if not isinstance(state, dict) or not needed <= state.keys():
+        raise UserError(f"{path}: no training state; expected a training-state-*.pt that train.py has written")
+    if state["format"] != FORMAT_VERSION:
+        raise UserError(f"{path}: a training state of format {state['format']}; this version of the project reads {FORMAT_VERSION}")
+    return state
+
+
+def states_of(run_dir: str) -> list[str]:
+    """All states of a run, the newest first."""
+    return _numbered(run_dir, "training-state-*.pt")[::-1]
+
+
+def newest(run_dir: str) -> tuple[str | None, list[str]]:
+    """The newest state that can be read, None where there is none; and what to say about others."""
+    notes = []
+    for path in states_of(run_dir):
+        try:
+            load(path, mmap=True)
+            return path, notes
+        except UserError as error:
+            notes.append(f"Warning: {error.message}; trying the one before.")
+    return None, notes
+
+
+def prune(run_dir: str, keep: int | None) -> None:
+    """Leaves the newest `keep` networks and states; None: all networks, and STATES_KEPT states."""
+    removed = _numbered(run_dir, "training-state-*.pt")[:-(keep or STATES_KEPT)]
+    if keep is not None:
+        removed += _numbered(run_dir, "network-snapshot-*.pkl")[:-keep]
+    for path in removed:
+        os.remove(path)
+
+
+def _numbered(run_dir: str, pattern: str) -> list[str]:
+    return sorted((path for path in glob.glob(os.path.join(glob.escape(run_dir), pattern)) if re.search(r"-\d+\.\w+$", path)),
+                  key=lambda path: int(re.search(r"-(\d+)\.\w+$", path)[1]))
