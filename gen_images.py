@@ -190,14 +190,17 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 @click.option("--camera-file",  help="Cameras from JSON: 25 numbers, a list of such lists, or a dataset.json", metavar="FILE")
 # Output.
 @click.option("--grid",         help="Also write grid.png: a row per latent, a column per camera", is_flag=True)
+@click.option("--trust",        help="Run the code in the file, if it holds networks of another project", is_flag=True)
 @click.option("--batch",        help="Images per pass; fewer need less memory  [default: by resolution]", type=click.IntRange(min=1))
 @click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: int | None, noise_mode: str, translate: tuple[float, float],
-         rotate: float, grid: bool, batch: int | None, device: str, **camera_options: Any) -> None:
+         rotate: float, grid: bool, trust: bool, batch: int | None, device: str, **camera_options: Any) -> None:
     """Generate images: seed0000.png, or seed0000-view00.png and so on where there are several cameras."""
     target = torch.device(choose_device(device))
     print(f"Loading {network} ...")
-    networks = legacy.load_network_pkl(network)
+    if trust:
+        legacy.warn_of_trust(network)
+    networks = legacy.load_network_pkl(network, trust=trust)
     G = legacy.generator_of(networks, network).to(target)
     labels = choose_labels(G, class_idx, camera_options, networks["camera_stats"])
     move_image(G, translate, rotate)

@@ -1,7 +1,8 @@
-"""Reads network files: our snapshots and files of the released format, without running anything that they embed.
+"""Reads network files without running anything that they embed: our snapshots, .safetensors, files of the released format (StyleGAN2-ADA-PyTorch,
+StyleGAN3, ray conditioning) and StyleGAN2's from TensorFlow.
 
     networks = legacy.load_network_pkl("network-snapshot-000100.pkl")      # path, address or open file
-    G = legacy.load_generator("network-snapshot-000100.pkl")               # its G_ema
+    G = legacy.load_generator("heads.safetensors")                         # its G_ema
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -17,27 +21,28 @@ import torch
 
 import dnnlib
 from dnnlib import UserError
-from torch_utils import persistence, released_format, safe_pickle
+from torch_utils import persistence, released_format, safe_pickle, sharing
 
 NETWORKS = ("G", "D", "G_ema")
 KEYS = (*NETWORKS, "augment_pipe", "training_set_kwargs", "camera_stats")
 
-_REMEDY = "expected a network-snapshot-*.pkl"
+_REMEDY = "expected a network-snapshot-*.pkl or a .safetensors file of this project"
 _OTHER_FILES = (                         # first bytes, what that is
     (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"PK\x03\x04", "a zip archive (a data set, or torch.save's)"),
     (b"\x1f\x8b", "gzip-compressed; unpack it"), (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"), (b"<", "a web page"),
 )
 
 
-def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False) -> dict[str, Any]:
-    """The networks in a file: dict(G, D, G_ema, augment_pipe, training_set_kwargs, camera_stats), None where it has none.
+def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, trust: bool = False) -> dict[str, Any]:
+    """The networks in a file: dict(G, D, G_ema, augment_pipe, training_set_kwargs, camera_stats), None where it has none; and its licence and
+    origin, if it states them.
 
     f: path, address (http, https, file) or a stream open for reading. force_fp16: rebuild the networks with half precision
-    in the four highest resolutions. Raises UserError, one line with the file's name, where it is no network file, is
-    damaged, or asks for anything that a network does not need.
+    in the four highest resolutions. trust: run the code in a pickle of foreign networks; never for files of people you do not know.
+    Raises UserError, one line with the file's name, where it is no network file, is damaged, or asks for anything that a network does not need.
     """
     with _opened(f) as (stream, name):
-        data = _read(stream, name)
+        data = _read(stream, name, trust)
     for key in KEYS:
         data.setdefault(key, None)
     if isinstance(data["augment_pipe"], released_format.Part):             # of a kind that this version does not have
@@ -54,9 +59,9 @@ def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False) 
     return data
 
 
-def load_generator(f: str | os.PathLike | BinaryIO, force_fp16: bool = False) -> torch.nn.Module:
+def load_generator(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, trust: bool = False) -> torch.nn.Module:
     """G_ema of the file (G where it has no average), in eval mode, without gradients. Has `camera_stats`: those of the file, or None."""
-    data = load_network_pkl(f, force_fp16)
+    data = load_network_pkl(f, force_fp16, trust)
     G = generator_of(data, _name_of(f))
     G.camera_stats = data["camera_stats"]
     return G
@@ -68,6 +73,11 @@ def generator_of(data: dict[str, Any], name: str) -> torch.nn.Module:
     if G is None:
         raise UserError(f"{name}: holds no generator, only a discriminator; {_REMEDY}")
     return G.eval().requires_grad_(False)
+
+
+def warn_of_trust(source: str) -> None:
+    """For commands with --trust."""
+    print(f"Warning: --trust runs the code that {source} contains, with your rights.", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,16 +100,21 @@ def _opened(f: str | os.PathLike | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
         yield stream, _name_of(f)
 
 
-def _read(stream: BinaryIO, name: str) -> dict[str, Any]:
+def _read(stream: BinaryIO, name: str, trust: bool) -> dict[str, Any]:
     """The dict in a network file."""
     head = stream.read(64)
     if stream.seekable():
         stream.seek(-len(head), os.SEEK_CUR)
     else:
         stream = io.BytesIO(head + stream.read())
-    _check_head(head, name)
     try:
-        data = safe_pickle.load(stream)
+        if _is_safetensors(head):
+            data = _read_safetensors(stream)
+        else:
+            _check_head(head)
+            data = safe_pickle.load(stream, trust=trust)
+        if isinstance(data, tuple):
+            data = persistence.from_tensorflow(data)
     except UserError as error:
         raise UserError(f"{name}: {error.format_message()}") from error
     except Exception as error:           # a damaged pickle can make the unpickler raise nearly anything
@@ -109,14 +124,30 @@ def _read(stream: BinaryIO, name: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _check_head(head: bytes, name: str) -> None:
+def _is_safetensors(head: bytes) -> bool:
+    """Eight bytes of a length, then JSON."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2 ** 32
+
+
+def _read_safetensors(stream: BinaryIO) -> dict[str, Any]:
+    """The library reads from paths."""
+    path = getattr(stream, "name", None)
+    if isinstance(path, str) and os.path.isfile(path) and stream.tell() == 0:
+        return sharing.load(path)
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+        shutil.copyfileobj(stream, copy)
+        copy.flush()
+        return sharing.load(copy.name)
+
+
+def _check_head(head: bytes) -> None:
     """Names the common mistakes. Pickles of protocol 2 and above begin with 0x80 and their protocol."""
     if not head:
-        raise UserError(f"{name}: the file is empty; copy or download it again")
+        raise UserError("the file is empty; copy or download it again")
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
         return
     kind = next((kind for start, kind in _OTHER_FILES if head.lstrip().startswith(start)), "a file of another kind")
-    raise UserError(f"{name}: not a network file but {kind}; {_REMEDY}")
+    raise UserError(f"not a network file but {kind}; {_REMEDY}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,24 +155,41 @@ def _check_head(head: bytes, name: str) -> None:
 EXAMPLES = """Examples:
 
 \b
-  # A file of the released format -> a snapshot of ours, without source code in it.
+  # To share: the averaged generator, no pickle and no code.
+  python legacy.py --source=network-snapshot-025000.pkl --dest=heads.safetensors --licence="CC BY 4.0" --origin=https://example.org/heads
+
+\b
+  # A file of the released format, or of StyleGAN2's TensorFlow days -> a snapshot of ours, without source code in it.
   python legacy.py --source=stylegan2-ffhq-512x512.pkl --dest=ffhq.pkl
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.option("--source", help="Network file to read", metavar="PATH|URL", required=True)
-@click.option("--dest", help="Snapshot to write", metavar="PATH", required=True)
+@click.option("--dest", help="File to write: .pkl or .safetensors", metavar="PATH", required=True)
+@click.option("--what", help="Networks to write  [default: G_ema into .safetensors, all into .pkl]", type=click.Choice(["G_ema", "all"]))
+@click.option("--licence", help="Licence of the networks; kept with them", metavar="TEXT")
+@click.option("--origin", help="Where they come from; kept with them", metavar="TEXT")
 @click.option("--force-fp16", help="Half precision in the four highest resolutions", type=bool, default=False, show_default=True)
-def main(source: str, dest: str, force_fp16: bool) -> None:
+@click.option("--trust", help="Run code in the file that it takes to read what is ours in it", is_flag=True)
+def main(source: str, dest: str, what: str | None, licence: str | None, origin: str | None, force_fp16: bool, trust: bool) -> None:
     """Converts a network file into one of ours."""
-    if not dest.endswith(".pkl"):
-        raise UserError(f"--dest={dest}: cannot write that kind of file; expected a name that ends in .pkl")
+    writer = {".pkl": persistence.save, ".safetensors": sharing.save}.get(os.path.splitext(dest)[1])
+    if writer is None:
+        raise UserError(f"--dest={dest}: cannot write that kind of file; expected a name that ends in .pkl or .safetensors")
     folder = os.path.dirname(dest)
     if folder and not os.path.isdir(folder):
         raise UserError(f"--dest={dest}: there is no folder {folder}; create it first")
-    data = load_network_pkl(source, force_fp16)
-    persistence.save(data, dest)
+    if trust:
+        warn_of_trust(source)
+    data = load_network_pkl(source, force_fp16, trust)
+    if (what or ("G_ema" if writer is sharing.save else "all")) == "G_ema":
+        data.update(G=None, D=None, augment_pipe=None, G_ema=generator_of(data, source))
+    for key in NETWORKS:
+        if data[key] is not None and not persistence.is_persistent(data[key]):
+            raise UserError(f"{source}: its {key} is a network of another project ({type(data[key]).__name__}); without its code no file can hold it")
+    data.update({key: value for key, value in (("licence", licence), ("origin", origin)) if value is not None})
+    writer(data, dest)
     for key in NETWORKS:
         if data[key] is not None:
             print(f"{key:<6} {type(data[key]).__module__}.{type(data[key]).__name__}  {sum(p.numel() for p in data[key].parameters()):,} parameters")

@@ -239,7 +239,7 @@ def test_a_full_tmpfs(camera_zip, tmp_path):
     """The same on a file system without room."""
     mount = tmp_path / "small"
     mount.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)]).returncode != 0:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(mount)]).returncode != 0:
         pytest.skip("needs to mount a tmpfs")
     try:
         finish(mount / "runs", camera_zip, "--cfg=raycond2", "--kimg=0.008")

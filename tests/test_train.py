@@ -236,6 +236,17 @@ def test_every_stylegan3_option_is_there():
     assert {f"--{name}" for name in wanted} | {"-n"} <= names
 
 
+def test_options_without_effect_are_named(camera_zip, tmp_path):
+    base = [f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "-n", *SMALL]
+    code, output = run_train(*base, "--samples=10", "--target=0.5", "--p=0.1")
+    assert code == 0
+    assert "no --metrics: --samples has no effect" in output and "--target=0.5 has no effect" in output and "--p=0.1 has no effect" in output
+    code, output = run_train(*base, "--aug=fixed", "--target=0.5")
+    assert code == 0 and "--target=0.5 has no effect" in output
+    code, output = run_train(*base, "--aug=ada", "--target=0.5")
+    assert code == 0 and "no effect" not in output and options_of(output)["ada_target"] == 0.5
+
+
 def test_precision_options(camera_zip):
     base = ["--outdir=x", f"--data={camera_zip}", "--cfg=raycond2", "-n", *SMALL]
     options = options_of(run_train(*base, "--fp32=1")[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,18 +26,18 @@ def get_state(module: torch.nn.Module) -> dict[str, Any]:
     )
 
 
-def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, strict: bool = True) -> None:
+def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_lack: str = "") -> None:
     """Puts tensors and flags in their places; the tensors become the module's own, without a copy.
 
-    Names and shapes must agree, else UserError naming `owner` and the tensor, and nothing has changed. With strict=False
-    the module keeps its own tensors where the state has none.
+    Names and shapes must agree, else UserError naming `owner` and the tensor, and nothing has changed. Where the state lacks
+    a tensor whose name matches the regular expression `may_lack`, the module keeps its own.
     """
     tensors = state.get("tensors")
     if not isinstance(tensors, dict):
         raise UserError(f"{owner}: the file holds no tensors for it")
     slots = dict(named_params_and_buffers(module))
-    missing = [name for name in slots if name not in tensors]
-    if strict and missing:
+    missing = [name for name in slots if name not in tensors and not (may_lack and re.fullmatch(may_lack, name))]
+    if missing:
         lasting = module.state_dict().keys()           # the constructor has computed what is not in there
         missing = [name for name in missing if name in lasting]
         if missing:
@@ -80,33 +82,76 @@ def _first(names: list[str]) -> str:
     return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
-def construct(cls: type, args: Sequence, kwargs: dict, skip_random_init: bool) -> torch.nn.Module:
+# ---------------------------------------------------------------------------------------------------------------------
+# Building a module from arguments that a file chose.
+
+MAX_INT = 2 ** 20                        # no argument of a network is larger; and these multiply what is computed while building
+MAX_INT_OF = dict(num_layers=1024, filter_size=64, lrelu_upsampling=16, lrelu_filter_size=64, num_critical=1024)
+SPARE_ELEMENTS = 2 ** 22                 # of tensors that a constructor makes beside those that are stored
+MAX_DEPTH = 8                            # of arguments within arguments
+
+
+def construct(cls: type, args: Sequence, kwargs: dict, skip_random_init: bool, stored_elements: int | None = None) -> torch.nn.Module:
     """An instance on the CPU whose tensors are about to be replaced. Leaves torch's random state alone.
 
     With `skip_random_init` random tensors are left uninitialised, for classes that keep them all as parameters or buffers.
+    stored_elements: how many there are to replace them; UserError where the arguments ask for far more. None: no limit.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        if not skip_random_init:
-            return cls(*args, **kwargs)
-        with _NoRandomNumbers():
-            return cls(*args, **kwargs)
+    budget = math.inf
+    if stored_elements is not None:
+        _check_arguments([*args, kwargs])
+        budget = 2 * stored_elements + SPARE_ELEMENTS
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _Factories(skip_random_init, budget):
+        return cls(*args, **kwargs)
 
 
-class _NoRandomNumbers(TorchFunctionMode):
-    """Within, torch.randn and torch.rand hand out uninitialised memory, and scaling that by a number leaves it as it is.
+def _check_arguments(value: Any, name: str = "", depth: int = 0) -> None:
+    """Numbers that are finite and of a size that networks have."""
+    if depth > MAX_DEPTH:
+        raise UserError("the init arguments in the file are nested too deeply")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_arguments(item, str(key), depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            _check_arguments(item, name, depth + 1)
+    elif isinstance(value, int) and abs(value) > MAX_INT_OF.get(name, MAX_INT):
+        raise UserError(f"the init argument {name[:40]!r} in the file is out of range; expected at most {MAX_INT_OF.get(name, MAX_INT)}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"the init argument {name[:40]!r} in the file is {value}; expected a finite number")
 
-    Touching the memory would cost more than reading the file.
+
+class _Factories(TorchFunctionMode):
+    """Within, new tensors count against a budget of elements; with `skip_random_init` random ones are uninitialised memory, and scaling those by a
+    number leaves them as they are. Touching the memory would cost more than reading the file.
     """
 
+    _SIZED = (torch.randn, torch.rand, torch.zeros, torch.ones, torch.empty)
     _SCALING = (torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.div, torch.Tensor.__truediv__)
+
+    def __init__(self, skip_random_init: bool, budget: float):
+        super().__init__()
+        self.skip_random_init = skip_random_init
+        self.budget = budget
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (torch.randn, torch.rand):
-            kwargs.pop("generator", None)
-            tensor = torch.empty(*args, **kwargs)
-            tensor.is_uninitialised = True
-            return tensor
-        if func in self._SCALING and getattr(args[0], "is_uninitialised", False) and isinstance(args[1], (int, float)):
-            return args[0]
+        if func in self._SIZED:
+            size = kwargs.get("size", args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args)
+            self._spend(math.prod(int(n) for n in size))
+        elif func is torch.full:
+            self._spend(math.prod(int(n) for n in kwargs.get("size", args[:1] and args[0])))
+        if self.skip_random_init:
+            if func in (torch.randn, torch.rand):
+                kwargs.pop("generator", None)
+                tensor = torch.empty(*args, **kwargs)
+                tensor.is_uninitialised = True
+                return tensor
+            if func in self._SCALING and getattr(args[0], "is_uninitialised", False) and isinstance(args[1], (int, float)):
+                return args[0]
         return func(*args, **kwargs)
+
+    def _spend(self, elements: int) -> None:
+        self.budget -= max(elements, 1)
+        if self.budget < 0:
+            raise UserError("the init arguments ask for far more numbers than the file has")

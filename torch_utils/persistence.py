@@ -31,10 +31,10 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from dnnlib.util import EasyDict, UserError, open_whole
-from torch_utils import module_state, released_format
+from torch_utils import module_state, released_format, tensorflow_format
 from torch_utils.tensor_bytes import StoredTensor
 
-__all__ = ["dump", "import_hook", "is_persistent", "persistent_class", "rebuild_like", "save"]
+__all__ = ["describe", "dump", "import_hook", "is_persistent", "persistent_class", "rebuild", "rebuild_like", "save"]
 
 FORMAT_VERSION = 7                       # 6 and below: the released format
 
@@ -113,16 +113,20 @@ def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _reduce(self: Any, protocol: int) -> tuple:
-    if not is_persistent(self):
-        raise pickle.PicklingError(f"{_full_name(type(self))} extends a persistent class and is none itself; decorate it with @persistent_class")
-    if isinstance(self, torch.nn.Module):
-        state = module_state.get_state(self)
+def describe(obj: Any) -> dict[str, Any]:
+    """What is stored of a persistent object; `rebuild` makes it again."""
+    if not is_persistent(obj):
+        raise pickle.PicklingError(f"{_full_name(type(obj))} extends a persistent class and is none itself; decorate it with @persistent_class")
+    if isinstance(obj, torch.nn.Module):
+        state = module_state.get_state(obj)
     else:
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_init_args", "_init_kwargs")}
-    meta = dict(type="class", version=FORMAT_VERSION, class_name=_full_name(type(self)), init_args=module_state.plain(self.__dict__["_init_args"]),
-                init_kwargs=module_state.plain(self.__dict__["_init_kwargs"]), state=state)
-    return _reconstruct_persistent_obj, (meta,)
+        state = {name: value for name, value in obj.__dict__.items() if name not in ("_init_args", "_init_kwargs")}
+    return dict(type="class", version=FORMAT_VERSION, class_name=_full_name(type(obj)), init_args=module_state.plain(obj.__dict__["_init_args"]),
+                init_kwargs=module_state.plain(obj.__dict__["_init_kwargs"]), state=state)
+
+
+def _reduce(self: Any, protocol: int) -> tuple:
+    return _reconstruct_persistent_obj, (describe(self),)
 
 
 def _refuse_attributes(self: Any, state: Any) -> None:
@@ -142,23 +146,40 @@ def _deepcopy(self: Any, memo: dict) -> Any:
 
 def _reconstruct_persistent_obj(meta: dict) -> Any:
     """The object that `meta` describes. Raises UserError where its class, arguments or tensors do not fit."""
+    meta = apply_import_hooks(meta)
+    if "module_src" not in meta:
+        return rebuild(meta)
+    part = released_format.Part.from_meta(meta)
+    if part.is_inner:
+        return part                      # the network around it takes its tensors
+    if part.class_name == "AugmentPipe":
+        return _rebuild_augment_pipe(part)
+    return rebuild(released_format.translate(part))
+
+
+def from_tensorflow(networks: Any) -> dict[str, torch.nn.Module]:
+    """The networks G, D and G_ema in a file of the TensorFlow era."""
+    return {name: rebuild(meta, may_lack=r".*\bresample_filter") for name, meta in tensorflow_format.translate(networks).items()}
+
+
+def apply_import_hooks(meta: dict) -> EasyDict:
+    """What the hooks make of it. Raises UserError where it is no description of an object."""
     if not isinstance(meta, dict):
         raise UserError(f"a network stored as {type(meta).__name__}, expected a dict of class name and state")
     meta = EasyDict(meta)
     for hook in _import_hooks:
         meta = hook(meta)
         assert isinstance(meta, dict), f"an import hook returned {meta!r}, expected the meta dict"
-    if "module_src" not in meta:
-        return _rebuild(meta)
-    part = released_format.Part.from_meta(meta)
-    if part.is_inner:
-        return part                      # the network around it takes its tensors
-    if part.class_name == "AugmentPipe":
-        return _rebuild_augment_pipe(part)
-    return _rebuild(released_format.translate(part))
+    name = meta.get("class_name")
+    if not isinstance(name, str) or len(name) > 200:         # it appears in messages
+        raise UserError(f"a network whose class name is {type(name).__name__}{' of more than 200 letters' if isinstance(name, str) else ''}")
+    return meta
 
 
-def _rebuild(meta: dict, strict: bool = True) -> Any:
+def rebuild(meta: dict, may_lack: str = "") -> Any:
+    """The object of a description in our own format. Tensors whose names match `may_lack` keep the constructor's values where the state has none.
+    Raises UserError where class, arguments and tensors do not fit together.
+    """
     name, args, kwargs, state = (meta.get(key) for key in ("class_name", "init_args", "init_kwargs", "state"))
     fits = isinstance(name, str) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict) and isinstance(state, dict)
     if not fits:
@@ -168,11 +189,15 @@ def _rebuild(meta: dict, strict: bool = True) -> Any:
         obj = cls.__new__(cls)
         obj.__dict__.update(_init_args=tuple(args), _init_kwargs=dict(kwargs), **state)
         return obj
+    tensors = state.get("tensors")
+    stored = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, torch.Tensor)) if isinstance(tensors, dict) else 0
     try:
-        module = module_state.construct(cls, args, kwargs, skip_random_init=_is_ours(name))
+        module = module_state.construct(cls, args, kwargs, skip_random_init=_is_ours(name), stored_elements=stored)
+    except UserError as error:
+        raise UserError(f"{name}: {error.format_message()}") from error
     except Exception as error:           # whatever a constructor makes of arguments that are not its own
         raise UserError(f"{name} cannot be built from the init arguments in the file: {type(error).__name__}: {error}") from error
-    module_state.set_state(module, state, name, strict=strict)
+    module_state.set_state(module, state, name, may_lack)
     return module
 
 
@@ -183,7 +208,7 @@ def _rebuild_augment_pipe(part: released_format.Part) -> Any:
         resolve_class(meta["class_name"])
     except UserError:
         return part
-    return _rebuild(meta, strict=False)
+    return rebuild(meta, may_lack=".*")
 
 
 def rebuild_like(module: torch.nn.Module, **changes: Any) -> torch.nn.Module:
@@ -198,7 +223,7 @@ def rebuild_like(module: torch.nn.Module, **changes: Any) -> torch.nn.Module:
         return module
     state = module_state.get_state(module)
     state["tensors"] = {name: stored.tensor.detach().clone() for name, stored in state["tensors"].items()}
-    return _rebuild(dict(class_name=_full_name(type(module)), init_args=(), init_kwargs={**kwargs, **changes}, state=state))
+    return rebuild(dict(class_name=_full_name(type(module)), init_args=(), init_kwargs={**kwargs, **changes}, state=state))
 
 
 def resolve_class(name: str) -> type:

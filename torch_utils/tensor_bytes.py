@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+MAX_DIMENSIONS = 64                     # torch's own limit
 _DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype) and f"torch.{name}" == str(dtype)}
 
 
@@ -43,12 +44,15 @@ def decode(data: bytes | bytearray, dtype: str, shape: Sequence[int], order: Seq
     order: the dimensions from the outermost to the innermost in memory; None: as they come. A bytearray is not copied.
     Raises ValueError unless all of it fits together.
     """
-    order = range(len(shape)) if order is None else order
-    fits = (isinstance(data, (bytes, bytearray)) and dtype in _DTYPES and all(type(n) is int and n >= 0 for n in shape)
-            and sorted(order) == list(range(len(shape))) and len(data) == math.prod(shape) * _DTYPES[dtype].itemsize)
-    if not fits:
+    sized = isinstance(shape, (tuple, list)) and len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
+    order = range(len(shape)) if sized and order is None else order
+    ordered = sized and isinstance(order, (tuple, list, range)) and len(order) == len(shape) and all(type(d) is int for d in order)
+    fits = (ordered and sorted(order) == list(range(len(shape))) and isinstance(data, (bytes, bytearray)) and isinstance(dtype, str)
+            and dtype in _DTYPES and len(data) == math.prod(shape) * _DTYPES[dtype].itemsize)
+    if not fits:                         # what the file says may be anything, and without end
         size = f"{len(data)} bytes" if isinstance(data, (bytes, bytearray)) else type(data).__name__
-        raise ValueError(f"a stored tensor of {size}, dtype {dtype!r}, shape {shape!r}, order {order!r} does not fit together")
+        rest = f"dtype {dtype!r:.40}, shape {list(shape)}, order {list(order)}" if ordered and isinstance(dtype, str) else "unknown dtype, shape or order"
+        raise ValueError(f"a stored tensor of {size}, {rest} does not fit together")
     if not data:
         return torch.empty(tuple(shape), dtype=_DTYPES[dtype])
     flat = torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=_DTYPES[dtype])

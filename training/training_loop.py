@@ -70,10 +70,11 @@ def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, load_networ
         progress.step += 1
         progress.augmentation.update(progress.step, config.batch_size)
         status.advance()
-        stop.number = distributed.max_over_ranks(stop.number)
-        if stop.number or status.tick_ended and maintenance.is_due(config.network_snapshot_ticks):
+        asked = distributed.max_over_ranks(stop.number)
+        if asked or status.tick_ended and maintenance.is_due(config.network_snapshot_ticks):
             maintenance.save_state()                    # before what takes long, so that it may be interrupted
-        if stop.number:
+        if asked:
+            stop.number = asked                         # another rank may have been the one
             break
     status.close()
 

@@ -1,0 +1,313 @@
+"""Files that want to do harm: none runs, none takes memory or time, each ends in one line that names the file.
+
+The files are in hostile_files.py.
+"""
+
+import collections
+import contextlib
+import gc
+import io
+import json
+import os
+import pickle
+import pickletools
+import random
+import resource
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hostile_files
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import DATA
+
+import calc_metrics
+import gen_images
+import legacy
+from dnnlib import UserError
+from torch_utils import persistence, pickle_opcodes, pickle_scan, safe_pickle
+from training import networks_stylegan2
+
+ROOT = Path(__file__).parents[1]
+CANARY = Path("/tmp") / f"hostile-canary-{os.getpid()}"
+FILES = hostile_files.all_files(CANARY)
+LOADER = """
+import gc, json, resource, sys, time
+from pathlib import Path
+import torch
+import legacy
+from training import networks_stylegan2
+from dnnlib import UserError
+def peak():
+    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024
+before, folder = peak(), Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+for path in sorted(folder.iterdir(), key=lambda path: int(path.stem)):
+    begin = time.perf_counter()
+    try:
+        legacy.load_network_pkl(path)
+        outcome, message = 'loaded', ''
+    except UserError as error:
+        outcome, message = 'refused', error.format_message()
+    except BaseException as error:
+        outcome, message = type(error).__name__, str(error)
+    print(json.dumps(dict(file=path.stem, outcome=outcome, message=message, seconds=time.perf_counter() - begin, mb=peak() - before)), flush=True)
+gc.collect()
+networks = [type(obj).__name__ for obj in gc.get_objects() if isinstance(obj, torch.nn.Module)]
+assert not networks, networks
+"""
+
+
+def load_in_a_process(files, folder, timeout=300):
+    """name -> what became of that file, with 8 GB of addresses; `mb` is the peak so far above what the imports took. No network may be left."""
+    folder.mkdir()
+    for number, data in enumerate(files.values()):
+        (folder / f"{number}.pkl").write_bytes(data)
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, "-c", LOADER, str(folder)], env=env, capture_output=True, text=True, timeout=timeout)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(results) == len(files), (done.returncode, list(files)[len(results)], done.stderr[-2000:])
+    return dict(zip(files, results))
+
+
+def test_canary_works(tmp_path):
+    """What the files ask for would leave a trace."""
+    data = hostile_files.program(hostile_files.evil(tmp_path / "canary"))
+    pickle.loads(data)
+    assert (tmp_path / "canary").exists()
+
+
+def test_there_are_enough():
+    groups = (hostile_files.EXECUTION, hostile_files.STATE, hostile_files.BOUNDS, hostile_files.CONTENT, hostile_files.TENSORFLOW,
+              hostile_files.ARGUMENTS)
+    assert len(FILES) == len(hostile_files.SYSTEM) + 6 + len(hostile_files.DOTTED) + sum(map(len, groups[:-1])) and sum(map(len, groups)) > 100
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_refused_in_one_line(kind, tmp_path):
+    data, message = FILES[kind]
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message) as error:
+        legacy.load_network_pkl(path)
+    line = error.value.format_message()
+    assert "\n" not in line and len(line) < 1000 and line.startswith(f"{path}: ")
+    assert "MemoryError" not in line and "RecursionError" not in line
+    assert not CANARY.exists()
+
+
+def test_none_takes_memory_or_time_or_leaves_a_network(tmp_path):
+    results = load_in_a_process({kind: data for kind, (data, _) in FILES.items()}, tmp_path / "files")
+    assert {kind: result for kind, result in results.items() if result["outcome"] != "refused"} == {}
+    assert {kind: result["seconds"] for kind, result in results.items() if result["seconds"] > 8} == {}
+    assert {kind: result["mb"] for kind, result in results.items() if result["mb"] > 700} == {}
+    assert not CANARY.exists()
+
+
+def test_init_arguments_cannot_allocate(tmp_path):
+    files = {kind: hostile_files.network(hostile_files.meta(kwargs)) for kind, kwargs in hostile_files.ARGUMENTS.items()}
+    files |= {f"released, {kind}": hostile_files.released_network(kwargs) for kind, kwargs in hostile_files.ARGUMENTS.items()}
+    results = load_in_a_process(files, tmp_path / "files", timeout=100)
+    assert {kind: result for kind, result in results.items() if result["outcome"] != "refused" or "MemoryError" in result["message"]} == {}
+    assert {kind: result["seconds"] for kind, result in results.items() if result["seconds"] > 5} == {}
+    assert max(result["mb"] for result in results.values()) < 500
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plain pickle.load on files of our own format, whose only functions are ours. It promises less: what the file names, it imports.
+
+@pytest.mark.parametrize("kind", ["source with side effects", "source and our class name", "source and their class name", "class name in a meta",
+                                  "module name in a meta", "function in a meta", "antigravity in a meta", "train.py in a meta"])
+def test_plain_pickle_runs_no_source(kind):
+    data = FILES[kind][0]
+    with pytest.raises(UserError):
+        pickle.loads(data)
+    assert not CANARY.exists() and "antigravity" not in sys.modules
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Safetensors: eight bytes of length, a JSON header, the tensors.
+
+HEADERS = {
+    "length of 2^62":       struct.pack("<Q", 1 << 62) + b"{}",
+    "length of 100 MB":     struct.pack("<Q", 100 << 20) + b"{}",
+    "length of 2^64 - 1":   b"\xff" * 8 + b"{}",
+    "no JSON":              struct.pack("<Q", 4) + b"{{{{",
+    "nested JSON":          struct.pack("<Q", 200_000) + b"[" * 200_000,
+    "no tensors":           struct.pack("<Q", 2) + b"{}",
+    "tensor beyond":        struct.pack("<Q", 62) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,99999999]}}  ',
+    "only a length":        struct.pack("<Q", 2),
+    "nothing":              b"",
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_hostile_safetensors(kind, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(HEADERS[kind])
+    with pytest.raises(UserError) as error:
+        legacy.load_network_pkl(path)
+    line = error.value.format_message()
+    assert "\n" not in line and len(line) < 1000 and str(path) in line and "MemoryError" not in line
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands.
+
+@pytest.mark.parametrize("kind", ["name os.system", "memo number", "nested tuples", "tensor of another shape", "evil in storage"])
+@pytest.mark.parametrize("command", ["gen_images", "calc_metrics", "legacy"])
+def test_commands_say_it_in_one_line(command, kind, tmp_path):
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(FILES[kind][0])
+    main, args = {
+        "gen_images":   (gen_images.main, [f"--network={path}", "--seeds=0", f"--outdir={tmp_path / 'out'}", "--device=cpu"]),
+        "calc_metrics": (calc_metrics.main, [f"--network={path}", "--metrics=fid50k_full", "--device=cpu"]),
+        "legacy":       (legacy.main, [f"--source={path}", f"--dest={tmp_path / 'converted.pkl'}"]),
+    }[command]
+    result = CliRunner().invoke(main, args)
+    lines = [line for line in result.output.splitlines() if line.strip() and line != f"Loading {path} ..."]
+    assert result.exit_code == 1 and len(lines) == 1 and lines[0].startswith(f"Error: {path}: "), result.output
+    assert not (tmp_path / "converted.pkl").exists() and not CANARY.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is odd and does no harm.
+
+def test_metadata_is_not_followed(tmp_path, monkeypatch):
+    """Paths in a file are not opened, numbers that are none are not used."""
+    G = networks_stylegan2.Generator(**hostile_files.KWARGS)
+    kwargs = dict(class_name="os.system", path="../../../../etc/passwd", resolution=float("nan"))
+    path = tmp_path / "odd.pkl"
+    persistence.save(dict(G_ema=G, training_set_kwargs=kwargs, camera_stats=dict(radius=float("nan"), pivot=[float("inf")])), path)
+    opened = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" and args else None)
+    data = legacy.load_network_pkl(path)
+    assert data["training_set_kwargs"]["path"] == kwargs["path"] and isinstance(data["G_ema"], networks_stylegan2.Generator)
+    assert str(path) in opened and not any("passwd" in name for name in opened)
+
+
+def test_opcodes_are_those_of_pickletools():
+    """Bodies of all lengths around the size of a piece included."""
+    files = [path.read_bytes() for path in sorted((DATA / "pickles").glob("*.pkl"))]
+    files += [pickle.dumps([b"x" * n, "y" * (4 * n), list(range(n % 300)), collections.OrderedDict(a=2 ** 40)], protocol)
+              for n in (0, 1, 190, 300, *range(3600, 4120, 13)) for protocol in (2, 4)]
+    for data in files:
+        found = list(pickle_opcodes.read_opcodes(io.BytesIO(b"12345" + data + b"after"), 5, 5 + len(data)))
+        expected = list(pickletools.genops(data))
+        assert [(at - 5, name) for at, name, _, _ in found] == [(at, opcode.name) for opcode, _, at in expected]
+        for (_, name, number, body), (_, arg, _) in zip(found, expected):
+            if name in ("BININT1", "BINGET", "LONG_BINGET", "BINPUT", "FRAME", "PROTO"):
+                assert number == arg
+            elif name in ("SHORT_BINUNICODE", "BINUNICODE"):
+                assert number == len(arg) and body == (arg.encode() if number <= 200 else b"")
+            elif name == "GLOBAL":
+                assert body.decode() == arg
+
+
+def test_collection_goes_on_after_a_failure():
+    for data in (pickle.dumps(dict(a=1)), hostile_files.program(hostile_files.of_line("os.system"))):
+        with contextlib.suppress(UserError):
+            safe_pickle.load(io.BytesIO(data))
+        assert gc.isenabled()
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="calc_metrics.data_kwargs keeps any class_name of the file's training_set_kwargs")
+def test_calc_metrics_calls_nothing_that_a_file_names(tmp_path):
+    """torch.hub.load runs hubconf.py of a folder and takes any further argument."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "hubconf.py").write_text(f"def f(**kwargs):\n    open({str(tmp_path / 'canary')!r}, 'w')\n")
+    kwargs = dict(class_name="torch.hub.load", repo_or_dir=str(tmp_path / "hub"), model="f", source="local", path="x.zip")
+    torch.manual_seed(0)
+    path = tmp_path / "hostile.pkl"
+    persistence.save(dict(G_ema=networks_stylegan2.Generator(**hostile_files.KWARGS), training_set_kwargs=kwargs), path)
+    CliRunner().invoke(calc_metrics.main, [f"--network={path}", "--metrics=fid50k_full", "--device=cpu"])
+    assert not (tmp_path / "canary").exists()
+
+
+def test_harmless_files_pass_the_scan():
+    """Shared parts, big dicts, all protocols: whatever a pickler writes for such values."""
+    shared = ["x" * 3000, (1, None, True), dict(a=1.5)]
+    value = dict(many={f"k{i}": i for i in range(3000)}, list=list(range(3000)), shared=[shared] * 20, numbers=[2 ** 31, -2 ** 40, 1e300],
+                 keys={2: "a", None: "b", True: "c"}, set={"a", "b"}, empty=[(), [], {}, set(), "", b""], big=b"x" * 100_000)
+    rules = pickle_scan.Rules(names=("_codecs.encode", "__builtin__.set", "builtins.set", "__builtin__.bytes", "builtins.bytes"))
+    for protocol in (2, 3, 4, 5):
+        for pickler in (pickle.dumps, pickle._dumps):
+            stream = io.BytesIO(b"before" + pickler(value, protocol) + b"after")
+            stream.seek(6)
+            pickle_scan.scan(stream, rules)
+            assert stream.tell() == 6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fuzzing: damaged files either load or end in UserError.
+
+def own_file():
+    torch.manual_seed(0)
+    stream = io.BytesIO(b"")
+    persistence.dump(dict(G_ema=networks_stylegan2.Generator(**hostile_files.KWARGS), training_set_kwargs=dict(path="x.zip")), stream)
+    return stream.getvalue()
+
+
+def damaged(data, opcodes, rng):
+    """The file with one to four changes, mostly where opcodes and their arguments lie."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = min(max(rng.choice(opcodes) + rng.choice((0, 0, 1, 2)), 2), len(data) - 1)
+        kind = rng.randrange(6)
+        if kind == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at] = rng.randrange(256)
+        elif kind == 2:
+            data[at] = rng.choice(b"(.012FIJKLMNPQRSTUVXabcdeghijloqprstu}\x80\x81\x82\x85\x86\x87\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98")
+        elif kind == 3:
+            del data[at : at + rng.choice((1, 2, 9, 1000))]
+        elif kind == 4:
+            other = rng.choice(opcodes)
+            data[at:at] = data[other : other + rng.choice((1, 3, 20, 500))]
+        else:
+            del data[rng.randrange(2, len(data)):]
+        if len(data) < 3:
+            return bytes(data)
+    return bytes(data)
+
+
+def fuzz(seconds, seed):
+    """Counts of outcomes; raises whatever is no UserError."""
+    rng = random.Random(seed)
+    sources = [path.read_bytes() for path in sorted((DATA / "pickles").glob("*.pkl"))] + [own_file()]
+    positions = [[position for _, _, position in pickletools.genops(data)] for data in sources]
+    counts = dict(loaded=0, refused=0)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        which = rng.randrange(len(sources)) if rng.random() < 0.5 else len(sources) - 1
+        data = damaged(sources[which], positions[which], rng)
+        try:
+            legacy.load_network_pkl(io.BytesIO(data))
+            counts["loaded"] += 1
+        except UserError as error:
+            counts["refused"] += 1
+            assert "\n" not in error.format_message() and len(error.format_message()) < 1000
+            assert "RecursionError" not in error.format_message()
+    return counts
+
+
+def limited_fuzz(seconds, seed):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counts = fuzz(seconds, seed)
+    gc.collect()
+    assert counts["refused"] > 20 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20      # KB
+    return counts
+
+
+def test_fuzz():
+    limited_fuzz(12, seed=0)
+
+
+@pytest.mark.slow
+def test_fuzz_longer():
+    limited_fuzz(240, seed=int(time.time()))

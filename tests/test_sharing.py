@@ -1,0 +1,174 @@
+"""Networks as .safetensors. That numbers survive the way there and back: test_legacy."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import legacy
+from camera_utils import camera_for
+from dnnlib import UserError
+from torch_utils import persistence, sharing
+from training import networks_raycond2
+
+ROOT = Path(__file__).parent.parent
+STATS = dict(yaw_range=[-0.5, 0.5], pitch_mean=0.1)
+
+
+def tiny(**kwargs):
+    torch.manual_seed(2)
+    return networks_raycond2.Generator(z_dim=8, c_dim=25, w_dim=8, img_resolution=16, img_channels=3, channel_base=128, channel_max=8, num_fp16_res=0,
+                                       mapping_kwargs=dict(num_layers=2), rays="pinhole", **kwargs).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    path = tmp_path / "network-snapshot-000004.pkl"
+    kwargs = dict(class_name="training.dataset.ImageFolderDataset", path="/home/alice/secret/faces.zip")
+    persistence.save(dict(G=tiny(), D=None, G_ema=tiny(), augment_pipe=None, training_set_kwargs=kwargs, camera_stats=STATS), path)
+    return path
+
+
+@pytest.fixture
+def shared(snapshot):
+    path = snapshot.with_suffix(".safetensors")
+    result = CliRunner().invoke(legacy.main, [f"--source={snapshot}", f"--dest={path}", "--licence=CC BY 4.0", "--origin=https://example.org"])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def document_of(path):
+    data = path.read_bytes()
+    header = json.loads(data[8: 8 + struct.unpack("<Q", data[:8])[0]])
+    return json.loads(header["__metadata__"]["raycond"]), header
+
+
+def rewrite(path, document=None, **header):
+    """The file with another document, or header."""
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    old = json.loads(data[8: 8 + length])
+    if document is not None:
+        old["__metadata__"]["raycond"] = document if isinstance(document, str) else json.dumps(document)
+    old.update(header)
+    new = json.dumps(old).encode()
+    path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length:])
+    return path
+
+
+def test_what_is_shared(shared, snapshot):
+    document, header = document_of(shared)
+    assert list(document["networks"]) == ["G_ema"] and document["networks"]["G_ema"]["rays"] == "pinhole"
+    assert document["licence"] == "CC BY 4.0" and document["origin"] == "https://example.org" and document["camera_stats"] == STATS
+    assert b"secret" not in shared.read_bytes() and b"alice" not in shared.read_bytes()
+    assert all(name.startswith("G_ema.") for name in header if name != "__metadata__")
+
+
+def test_it_makes_the_same_images(shared, snapshot):
+    z, c = torch.randn([2, 8]), camera_for("heads", yaw=0.2, pitch=0.1).to_label().expand(2, -1)
+    expected = legacy.load_generator(snapshot)(z, c, noise_mode="const")
+    G = legacy.load_generator(shared)
+    assert torch.equal(G(z, c, noise_mode="const"), expected) and G.camera_stats == STATS and G.rays == "pinhole"
+    for source in (io.BytesIO(shared.read_bytes()), shared.as_uri()):
+        assert torch.equal(legacy.load_generator(source)(z, c, noise_mode="const"), expected)
+    with open(shared, "rb") as stream:
+        assert torch.equal(legacy.load_generator(stream)(z, c, noise_mode="const"), expected)
+    data = legacy.load_network_pkl(shared)
+    assert data["G"] is None and data["D"] is None and data["licence"] == "CC BY 4.0" and data["training_set_kwargs"] is None
+
+
+def test_flags_survive(snapshot, tmp_path):
+    G = tiny()
+    G.mapping.train()
+    G.synthesis.b4.requires_grad_(True)
+    sharing.save(dict(G=G), tmp_path / "g.safetensors")
+    again = sharing.load(tmp_path / "g.safetensors")["G"]
+    assert [m.training for m in again.modules()] == [m.training for m in G.modules()]
+    assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in G.parameters()]
+
+
+def test_no_training_code_is_needed(shared):
+    code = (f"import sys, legacy; G = legacy.load_generator({str(shared)!r}); "
+            "print([name for name in sys.modules if name.startswith('training.') and name.split('.')[1] in "
+            "('training_loop', 'loss', 'dataset', 'phases', 'status', 'config', 'augment')], 'matplotlib' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[] False", done.stdout + done.stderr
+
+
+def changed(**entries):
+    def change(document):
+        document["networks"]["G_ema"].update(entries)
+        return document
+    return change
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda d: "{", "no JSON"),
+    (lambda d: "[" * 100_000, "no JSON"),
+    (lambda d: json.dumps(d).replace("128", "NaN"), "NaN"),
+    (lambda d: json.dumps(d).replace("128", "1e999"), "finite"),
+    (lambda d: [], "another format"),
+    (lambda d: dict(d, format=2), "another format"),
+    (lambda d: dict(d, networks={}), "no network"),
+    (lambda d: dict(d, networks={"../../G": d["networks"]["G_ema"]}), "expected some of"),
+    (lambda d: dict(d, camera_stats=7), "another kind"),
+    (lambda d: dict(d, licence=["x"]), "another kind"),
+    (changed(class_name="os.system"), "os.system"),
+    (changed(class_name="training.os.system"), "training.os.system"),
+    (changed(class_name="../../etc/passwd"), "etc/passwd"),
+    (changed(class_name=None), "incomplete"),
+    (changed(init_kwargs=[]), "incomplete"),
+    (changed(init_kwargs=dict(z_dim=8)), "cannot be built"),
+    (changed(trainable=7), "no lists of names"),
+    (changed(init_kwargs=dict(z_dim=2 ** 40)), "out of range"),
+])
+def test_documents_that_are_not_ours(change, says, shared):
+    document, _ = document_of(shared)
+    with pytest.raises(UserError, match=says) as error:
+        legacy.load_network_pkl(rewrite(shared, change(document)))
+    assert shared.name in error.value.format_message() and "\n" not in error.value.format_message()
+
+
+def test_files_that_are_not_ours(shared, tmp_path):
+    whole = shared.read_bytes()
+    document, header = document_of(shared)
+    name = next(name for name in header if name != "__metadata__")
+    cases = {"short": whole[:-5], "header": whole[:100], "liar": struct.pack("<Q", 2 ** 31) + whole[8:], "empty": struct.pack("<Q", 2) + b"{}"}
+    for case, data in cases.items():
+        path = tmp_path / f"{case}.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=path.name):
+            legacy.load_network_pkl(path)
+    header[name]["shape"] = [2 ** 40]
+    with pytest.raises(UserError, match="shared|snapshot"):
+        legacy.load_network_pkl(rewrite(shared, **{name: header[name]}))
+
+
+def test_tensors_that_do_not_fit(tmp_path):
+    sharing.save(dict(G_ema=tiny()), tmp_path / "a.safetensors")
+    document, header = document_of(tmp_path / "a.safetensors")
+    entry = document["networks"]["G_ema"]
+    entry["init_kwargs"]["img_resolution"] = 32
+    with pytest.raises(UserError, match="lacks its tensor"):
+        legacy.load_network_pkl(rewrite(tmp_path / "a.safetensors", document))
+
+
+def test_the_writer_refuses(snapshot, tmp_path):
+    for arguments, says in [([f"--source={snapshot}", "--dest=x.onnx"], ".safetensors"), ([f"--source={snapshot}", "--dest=no/where/x.pkl"], "no folder")]:
+        result = CliRunner().invoke(legacy.main, arguments)
+        assert result.exit_code != 0 and says in result.stderr
+
+
+def test_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "g.safetensors"
+    path.write_bytes(b"before")
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        sharing.save(dict(G_ema=tiny()), path)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

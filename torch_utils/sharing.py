@@ -1,0 +1,129 @@
+"""Networks as .safetensors: tensors, and a JSON document about them. The form to share: no pickle, no code, no paths.
+
+The file's metadata have one entry, `raycond`:
+
+    {"format": 1,
+     "networks": {"G_ema": {"class_name": "training.networks_raycond2.Generator", "init_kwargs": {...}, "rays": "pinhole", ...}},
+     "camera_stats": {...}, "licence": "CC BY-NC 4.0", "origin": "https://..."}
+
+Tensors are called NETWORK.NAME, such as `G_ema.mapping.fc0.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import torch
+
+from dnnlib.util import UserError, open_whole
+from torch_utils import persistence
+
+FORMAT_VERSION = 1
+METADATA_KEY = "raycond"
+NETWORKS = ("G", "D", "G_ema", "augment_pipe")
+NOTES = ("licence", "origin")            # what people should know who get the file
+_FLAGS = ("training", "training_differs", "trainable")
+
+
+def save(data: dict[str, Any], path: str | os.PathLike) -> None:
+    """Writes the networks in `data` (as of legacy.load_network_pkl), its camera statistics and notes; whole or not at all."""
+    document: dict[str, Any] = dict(format=FORMAT_VERSION, networks={})
+    tensors: dict[str, torch.Tensor] = {}
+    for key in NETWORKS:
+        if data.get(key) is not None:
+            meta = persistence.describe(data[key])
+            state = meta["state"]
+            tensors.update({f"{key}.{name}": stored.tensor for name, stored in state["tensors"].items()})
+            document["networks"][key] = dict(class_name=meta["class_name"], init_args=meta["init_args"], init_kwargs=meta["init_kwargs"],
+                                             rays=getattr(data[key], "rays", None), **{flag: state[flag] for flag in _FLAGS})
+    document.update({key: data[key] for key in ("camera_stats", *NOTES) if data.get(key) is not None})
+    try:
+        text = json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: the networks' arguments do not fit into JSON: {error}") from error
+    with open_whole(path) as stream:
+        stream.write(_library().torch.save(_separate(tensors), metadata={METADATA_KEY: text}))
+
+
+def load(path: str | os.PathLike) -> dict[str, Any]:
+    """The dict that `save` was given, with keys for what the file has. Raises UserError where it is none of ours, or damaged."""
+    with _open(path) as archive:
+        document = _document(archive.metadata())
+        tensors = _tensors(archive, document["networks"])
+    data: dict[str, Any] = {key: document[key] for key in ("camera_stats", *NOTES) if key in document}
+    for key, entry in document["networks"].items():
+        state = dict({flag: entry.get(flag, ()) for flag in _FLAGS}, tensors=tensors[key])
+        data[key] = persistence.rebuild(dict(class_name=entry.get("class_name"), init_args=entry.get("init_args", []),
+                                             init_kwargs=entry.get("init_kwargs", {}), state=state))
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def _library() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError("reading and writing .safetensors needs the package safetensors: pip install safetensors") from error
+    return safetensors
+
+
+def _open(path: str | os.PathLike) -> Any:
+    library = _library()
+    try:
+        return library.safe_open(os.fspath(path), framework="pt")
+    except library.SafetensorError as error:
+        raise UserError(f"no .safetensors file, or cut short or damaged ({str(error)[:100]}); copy or download it again") from error
+
+
+def _document(metadata: dict[str, str] | None) -> dict[str, Any]:
+    """The JSON document, of which the outer layers are as they should be."""
+    if METADATA_KEY not in (metadata or {}):
+        raise UserError(f"a .safetensors file of another project (no {METADATA_KEY!r} in its metadata); expected one that `python legacy.py` has written")
+    try:
+        document = json.loads(metadata[METADATA_KEY], parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"its metadata are no JSON that can be read ({str(error)[:100]})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT_VERSION:
+        raise UserError(f"its metadata are of another format than {FORMAT_VERSION}; it may come from a later version of the project")
+    networks = document.get("networks")
+    if not isinstance(networks, dict) or not networks or not all(isinstance(entry, dict) for entry in networks.values()):
+        raise UserError("its metadata describe no network")
+    unknown = [key for key in networks if key not in NETWORKS]
+    if unknown:
+        raise UserError(f"its metadata describe a network {unknown[0][:40]!r}; expected some of {', '.join(NETWORKS)}")
+    for entry in networks.values():
+        lists = [entry.get(flag, []) for flag in ("training_differs", "trainable")]
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+            raise UserError("its metadata describe a network whose flags are no lists of names")
+    if not isinstance(document.get("camera_stats", {}), dict) or not all(isinstance(document.get(key, ""), str) for key in NOTES):
+        raise UserError(f"its camera_stats, {' or '.join(NOTES)} are of another kind than expected")
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _tensors(archive: Any, networks: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """By network and name."""
+    found: dict[str, dict[str, torch.Tensor]] = {key: {} for key in networks}
+    for full_name in archive.keys():
+        key, _, name = full_name.partition(".")
+        if key not in found:
+            raise UserError(f"it has a tensor {full_name[:80]!r} of no network that its metadata describe")
+        found[key][name] = archive.get_tensor(full_name)
+    return found
+
+
+def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous on the CPU, none on the memory of another, as the format wants them."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        separate[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+        seen.add(separate[name].untyped_storage().data_ptr())
+    return separate
