@@ -2,11 +2,28 @@
 
 import json
 
+import pytest
 import torch
 
 from metrics import metric_main
 from torch_utils import distributed
 from training import networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3
+
+
+def data(path, labels=True, **kwargs):
+    """Arguments of a data set."""
+    return dict(class_name="training.dataset.ImageFolderDataset", path=str(path), use_labels=labels, **kwargs)
+
+
+def options(G, path, detector, labels=True, **kwargs):
+    """Of MetricOptions; the one detector serves as both."""
+    return dict(G=G, dataset_kwargs=data(path, labels), detectors=dict(inception=detector, vgg16=detector), device="cpu", progress=False, **kwargs)
+
+
+def value(name, **kwargs):
+    """The first number of that metric."""
+    results = metric_main.calc_metric(name, **kwargs).results
+    return next(value for value in results.values() if not isinstance(value, str))
 
 
 class TinyDetector(torch.nn.Module):
@@ -51,6 +68,13 @@ def stylegan3(c_dim=0, cls=networks_stylegan3.Generator, res=32, **kwargs):
 
 def raycond3(rays="pinhole", **kwargs):
     return stylegan3(25, networks_raycond3.Generator, rays=rays, **kwargs)
+
+
+def assert_same_results(found, expected, rel=1e-6):
+    """Numbers to `rel`, words to the letter."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == (value if isinstance(value, str) else pytest.approx(value, rel=rel, abs=1e-9)), name
 
 
 def worker(rank, address, kwargs, names, path):

@@ -1,6 +1,7 @@
 """calc_metrics.py as its users run it."""
 
 import json
+from pathlib import Path
 
 import metric_helpers as nets
 import pytest
@@ -12,6 +13,7 @@ import calc_metrics
 import legacy
 import metrics
 from metrics.plots import read_curves
+from metrics.reporting import report_metric
 from torch_utils import persistence
 
 
@@ -29,6 +31,7 @@ def refused(*args, says):
     assert result.exit_code != 0 and "\n" not in message, result.stderr
     for part in says:
         assert part in message, message
+    return message
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,10 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     return nets.save_detector(tmp_path_factory.mktemp("detectors") / "tiny.pt")
+
+
+def both(detector):
+    return [f"--detector={kind}={detector}" for kind in ("inception", "vgg16")]
 
 
 def write_network(path, G, kwargs):
@@ -64,7 +71,7 @@ def records(folder, name):
 
 
 def test_all_snapshots_of_a_run(run_dir, detector):
-    code, output = run(f"--network={run_dir}", "--metrics=fid50k_full,pr50k3_full", "--samples=12", f"--detector={detector}", "--device=cpu", "--plot")
+    code, output = run(f"--network={run_dir}", "--metrics=fid50k_full,pr50k3_full", "--samples=12", *both(detector), "--device=cpu", "--plot")
     assert code == 0, output
     for name in ("fid12_full", "pr123_full_precision", "pr123_full_recall", "network-snapshot-000004.pkl", "metrics.png"):
         assert name in output
@@ -80,24 +87,64 @@ def test_all_snapshots_of_a_run(run_dir, detector):
 
 
 @pytest.mark.parametrize("name", ["fid8_full", "fid8"])
-def test_training_gets_the_same_number(name, run_dir, detector, camera_zip):
+def test_training_gets_the_same_number(name, run_dir, detector, camera_zip, tmp_path):
     snapshot = run_dir / "network-snapshot-000012.pkl"
     trained = metrics.evaluate(str(snapshot), str(run_dir), [name], load_network=legacy.load_network_pkl, device="cpu", detectors=dict(inception=detector))
     for data in ([], [f"--data={camera_zip}"]):
         code, _ = run(f"--network={snapshot}", f"--metrics={name}", f"--detector=inception={detector}", "--device=cpu", *data)
         assert code == 0 and records(run_dir, name)[-1]["results"] == trained
     assert len(records(run_dir, name)) == 3
+    if name == "fid8_full":                                     # the features of the real images are those of either route
+        assert len(list((tmp_path / "cache" / "metrics").iterdir())) == 1
 
 
 def test_a_folder_of_images(tmp_path, camera_zip, detector):
     other = write_dataset(tmp_path / "other.zip", camera_labels(20), size=16)
-    code, output = run(f"--images={other}", f"--data={camera_zip}", "--metrics=fid20_full,kid20,pr203,is20", f"--detector={detector}", "--device=cpu")
-    assert code == 0 and "fid20_full" in output and "is20_mean" in output and "other.zip" in output
-    refused(f"--images={other}", f"--data={camera_zip}", "--metrics=fid21_full", f"--detector={detector}", says=["fid21_full", "20", "21", "--samples=20"])
+    code, output = run(f"--images={other}", f"--data={camera_zip}", "--metrics=fid20_full,kid20,pr203,is20", *both(detector), "--device=cpu")
+    assert code == 0 and "fid20_full" in output and "is20_mean" in output and "other.zip" in output and "Not kept in a file" in output
+    refused(f"--images={other}", f"--data={camera_zip}", "--metrics=fid21_full", f"--detector={detector}", says=["fid21_full", f"--images={other}", "20", "21", "--samples=20"])
+    refused("--images=nope.zip", f"--data={camera_zip}", "--metrics=fid8_full", f"--detector={detector}", says=["--images=nope.zip"])
     refused(f"--images={other}", f"--data={camera_zip}", "--metrics=ppl2_wend", f"--detector={detector}", says=["needs a generator"])
     refused(f"--images={other}", "--metrics=fid20_full", f"--detector={detector}", says=["--data"])
     same, output = run(f"--images={camera_zip}", f"--data={camera_zip}", "--metrics=fid64_full", f"--detector={detector}", "--device=cpu")
     assert same == 0 and json.loads(next(line for line in output.splitlines() if line.startswith("{")))["results"]["fid64_full"] < 1e-6
+
+
+@pytest.mark.parametrize("network, metrics", [("stylegan3r", "eqt16_int,is16"), ("stylegan2", "ppl2_wend16,is16")])
+def test_released_networks_whose_data_are_not_here(network, metrics, detector):
+    path = Path(__file__).parent / "data" / "pickles" / f"{network}.pkl"
+    given = both(detector) + ["--device=cpu", f"--network={path}"]
+    code, output = run(*given, f"--metrics={metrics}")
+    assert code == 0 and all(name in output for name in metrics.split(",")) and "Not kept in a file" in output, output
+    refused(*given, "--metrics=fid16_full", says=["no such file"])
+
+
+def test_words_come_once_below_the_numbers():
+    rows = [(f"{i}.pkl", {"eqr8": 20.123456 + i, "eqr8_rays": "as they are", **({"eqr8_note": "diverged"} if i else {})}) for i in range(2)]
+    assert calc_metrics.table(rows).splitlines() == [
+        "", "eqr8  20.123  0.pkl", "eqr8  21.123  1.pkl", "", "eqr8_rays: as they are", "eqr8_note: diverged (1.pkl)"]
+
+
+def test_prepare_looks_at_the_data_before_it_trains(tmp_path, camera_zip, class_zip, monkeypatch):
+    monkeypatch.setattr("metrics.pose_regressor.train_pose_regressor", lambda *_: pytest.fail("trained"))
+    (tmp_path / "bad.zip").write_bytes(b"PK no zip")
+    for metric in ("pose_error", "view_consistency"):
+        refused("prepare", f"--metrics={metric}", f"--data={camera_zip}", "--device=cpu", says=[camera_zip, "names no scenes"])
+        refused("prepare", f"--metrics={metric}", f"--data={class_zip}", "--device=cpu", says=[class_zip])
+        refused("prepare", f"--metrics={metric}", "--data=absent.zip", "--device=cpu", says=["--data=absent.zip", "no such file"])
+        refused("prepare", f"--metrics={metric}", f"--data={tmp_path / 'bad.zip'}", "--device=cpu", says=["--data=", "bad.zip", "zip"])
+        refused("prepare", f"--metrics={metric}", "--device=cpu", says=["--data=ZIP"])
+
+
+def test_curves_of_camera_metrics(tmp_path):
+    """Both files hold both numbers; each is drawn once, angles apart from similarities."""
+    for kimg in (4, 12):
+        results = {"pose_error1k": 20.0 - kimg, "pose_error1k_chance": 24.0, "view_consistency1k": 0.1 + kimg / 100, "view_consistency1k_ratio": 0.5}
+        for name in ("pose_error1k", "view_consistency1k"):
+            report_metric(dict(results=results, metric=name), str(tmp_path), str(tmp_path / f"network-snapshot-{kimg:06d}.pkl"))
+    assert read_curves(str(tmp_path)) == {
+        "pose_error1k": {"pose_error1k": [(4, 16.0), (12, 8.0)], "pose_error1k_chance": [(4, 24.0), (12, 24.0)]},
+        "view_consistency1k": {"view_consistency1k": [(4, 0.14), (12, 0.22)], "view_consistency1k_ratio": [(4, 0.5), (12, 0.5)]}}
 
 
 def test_mistakes_are_one_line(run_dir, detector, tmp_path, camera_zip, monkeypatch):
@@ -116,7 +163,12 @@ def test_mistakes_are_one_line(run_dir, detector, tmp_path, camera_zip, monkeypa
     refused(network, "--metrics=fid50k_full", says=["inception-2015-12-05.pt", "--detector", str(tmp_path / "cache")])
     refused(network, "--metrics=fid50k_full", "--detector=absent.pt", says=["absent.pt", "no such file"])
     refused(network, "--metrics=fid50k_full", f"--detector={run_dir / 'network-snapshot-000004.pkl'}", says=["pickle"])
-    refused(network, "--metrics=fid8_full", given, "--data=absent.zip", says=["absent.zip"])
+    refused(network, "--metrics=fid8_full", given, "--data=absent.zip", says=["--data=absent.zip"])
+    refused(network, "--metrics=fid8_full", "--detector=inceptoin=/x.pt", says=["inceptoin", "did you mean inception?"])
+    refused(network, "--metrics=fid8_full,pr83_full", given, says=["--detector=inception=FILE", "--detector=vgg16=FILE"])
+    bare = write_dataset(tmp_path / "bare.zip", [None] * 20)
+    message = refused(network, "--metrics=fid8_full", given, f"--data={bare}", says=["bare.zip", "the network takes labels"])
+    assert "--cond" not in message
     refused(f"--network={tmp_path}", "--metrics=fid8", says=["network-snapshot-*.pkl"])
     refused("--network=absent.pkl", "--metrics=fid8", says=["absent.pkl"])
     refused(network, f"--images={camera_zip}", "--metrics=fid8", says=["excludes"])

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import camera_labels, write_dataset
+from metric_helpers import assert_same_results, worker
 from toy_views import SIZE, ToyGenerator, toy_labels, toy_world, write_toy
 
 from camera_utils import Camera
 from dnnlib.util import UserError
-from metrics import camera_metrics, detectors, directions, fid_by_yaw, metric_main, similarities
+from metrics import camera_metrics, detectors, directions, fid_by_yaw, metric_main, pose_regressor, scene_embedding, similarities
 from metrics.options import MetricOptions
-from metrics.pose_regressor import train_pose_regressor
-from metrics.scene_embedding import train_scene_embedding
 from metrics.small_network import read_metadata
 from metrics.small_training import Recipe, dataset_kwargs_for
+from torch_utils import distributed
 from training import networks_raycond2, networks_raycond3
 
 NAMES = ["pose_error", "view_consistency"]
@@ -94,6 +94,25 @@ def world(tmp_path_factory):
     return toy_world(tmp_path_factory.getbasetemp())
 
 
+class ColorStatistics(torch.nn.Module):
+    """Stands for Inception: means and spreads of the channels, and where the light is."""
+
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        x = images.float() / 255
+        light = x.min(dim=1)[0]
+        across = torch.linspace(-1, 1, x.shape[3])
+        return torch.cat([x.mean(dim=[2, 3]), x.std(dim=[2, 3]), (light * across).mean(dim=[1, 2])[:, None]], dim=1)
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("inception") / "inception.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(ColorStatistics()).save(path)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
@@ -162,6 +181,29 @@ def test_images_do_not_depend_on_the_number_of_processes(world):
     assert torch.equal(c[1], c[5]) and not torch.equal(c[0], c[1]) and not torch.equal(c[1], c[17])
 
 
+def test_two_processes_get_what_one_gets(world, inception, tmp_path):
+    """70 images: a group and a pass are cut short; two bins of yaw."""
+    names = ["pose_error70", "fid_by_yaw70"]
+    kwargs = options(world, ToyGenerator(), cache=False)
+    kwargs["detectors"]["inception"] = inception
+    torch.multiprocessing.spawn(worker, (f"tcp://127.0.0.1:{distributed.free_port()}", kwargs, names, str(tmp_path / "two.json")), nprocs=2)
+    for name, results in zip(names, json.loads((tmp_path / "two.json").read_text())):
+        one = metric_main.calc_metric(name, **kwargs).results
+        assert_same_results(results, one, rel=1e-5)
+        assert "fid_by_yaw" not in name or f"{name}_bin1" in one
+
+
+@pytest.mark.parametrize("name", [*NAMES, "fid_by_yaw"])
+def test_a_network_that_has_diverged_has_no_numbers(world, inception, name):
+    class Diverged(ToyGenerator):
+        def forward(self, z, c):
+            return super().forward(z, c) * float("nan")
+
+    found = measure(world, Diverged(), f"{name}64", detectors=dict(pose_regressor=world[1], embedding=world[2], inception=inception))
+    assert "diverged" in found[f"{name}64_note"]
+    assert {str(value) for value in found.values() if not isinstance(value, str)} == {"nan"}
+
+
 def test_a_regressor_of_somebody_else_is_judged_on_the_data(world, tmp_path):
     network = torch.jit.load(world[1])
     path = str(tmp_path / "foreign.pt")
@@ -218,8 +260,9 @@ def test_other_mistakes(world):
 def test_prepared_files_are_found_by_the_data(world, tmp_path, monkeypatch):
     kwargs = dataset_kwargs_for(world[0])
     quick = Recipe(kimg=0.1, batch=32)
-    monkeypatch.setattr(camera_metrics, "train_pose_regressor", lambda data, path: train_pose_regressor(data, path, quick, progress=False))
-    monkeypatch.setattr(camera_metrics, "train_scene_embedding", lambda data, path: train_scene_embedding(data, path, quick, progress=False))
+    train_pose, train_scene = pose_regressor.train_pose_regressor, scene_embedding.train_scene_embedding
+    monkeypatch.setattr(pose_regressor, "train_pose_regressor", lambda data, path, recipe: train_pose(data, path, quick, progress=False))
+    monkeypatch.setattr(scene_embedding, "train_scene_embedding", lambda data, path, recipe: train_scene(data, path, quick, progress=False))
     opts = options(world, ToyGenerator(), detectors={})
     opts["dataset_kwargs"]["xflip"] = True
     refusal(["pose_error"], opts)
@@ -232,25 +275,6 @@ def test_prepared_files_are_found_by_the_data(world, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # FID by yaw.
-
-class ColorStatistics(torch.nn.Module):
-    """Stands for Inception: means and spreads of the channels, and where the light is."""
-
-    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        x = images.float() / 255
-        light = x.min(dim=1)[0]
-        across = torch.linspace(-1, 1, x.shape[3])
-        return torch.cat([x.mean(dim=[2, 3]), x.std(dim=[2, 3]), (light * across).mean(dim=[1, 2])[:, None]], dim=1)
-
-
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("inception") / "inception.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(ColorStatistics()).save(path)
-    return path
-
 
 class DarkFromTheLeft(ToyGenerator):
     """Fails where yaw < -0.42: a fifth of the toy cameras."""
@@ -275,7 +299,6 @@ def test_bins_hold_equally_many():
 
 def test_the_bad_bin_is_found(world, inception, monkeypatch):
     monkeypatch.setattr(fid_by_yaw, "MIN_REALS", 50)
-    monkeypatch.setattr(fid_by_yaw.yaw_bins, "__defaults__", (5, 50))
     opts = options(world, DarkFromTheLeft(), detectors=dict(inception=inception))
     metric_main.check_metrics(["fid_by_yaw400"], MetricOptions(**opts))
     found = metric_main.calc_metric("fid_by_yaw400", **opts).results

@@ -70,6 +70,7 @@ def test_tensorflow_files_give_their_numbers(name, architecture):
 @pytest.mark.parametrize("name", [*RELEASED, *TENSORFLOW])
 def test_there_and_back(name, tmp_path):
     """Through .safetensors and back the images stay the same to the last bit."""
+    pytest.importorskip("safetensors")
     shared, back = tmp_path / "shared.safetensors", tmp_path / "back.pkl"
     for arguments in ([f"--source={golden_pickle(name)}", f"--dest={shared}", "--what=all", "--licence=CC0"], [f"--source={shared}", f"--dest={back}"]):
         result = CliRunner().invoke(legacy.main, arguments)

@@ -11,7 +11,7 @@ from helpers import DATA
 from camera_utils import Camera, camera_for, ray_map
 from camera_utils.rays import image_grid, project
 from torch_utils import misc
-from training import networks_raycond3, networks_stylegan3
+from training import bands, networks_raycond3, networks_stylegan3
 from training.presets import PRESETS
 from training.ray_conditioning import RayConditioning
 from training.transfer import warm_start
@@ -79,9 +79,9 @@ def test_bad_rates_are_refused():
 
 
 def test_lowpass_filters():
-    f = networks_stylegan3.lowpass_filter(24, cutoff=8, width=8, fs=64)
-    radial = networks_stylegan3.lowpass_filter(24, cutoff=8, width=8, fs=64, radial=True)
-    assert networks_stylegan3.lowpass_filter(1, cutoff=8, width=8, fs=64) is None
+    f = bands.lowpass_filter(24, cutoff=8, width=8, fs=64)
+    radial = bands.lowpass_filter(24, cutoff=8, width=8, fs=64, radial=True)
+    assert bands.lowpass_filter(1, cutoff=8, width=8, fs=64) is None
     assert f.shape == (24,) and radial.shape == (24, 24)
     assert torch.allclose(f, f.flip(0)) and torch.allclose(radial, radial.t()) and torch.allclose(radial, radial.flip(0))
     for taps in (f, radial.sum(0)):                             # what a vertical wave, or a horizontal one, meets
@@ -187,9 +187,11 @@ def test_user_transform_moves_the_image():
     original = G(z, None)
     G.synthesis.input.transform.copy_(torch.tensor([[1, 0, -4 / 32], [0, 1, -8 / 32], [0, 0, 1]]))
     moved = G(z, None)
-    error = (moved[:, :, 8 + 4:-4, 4 + 4:-4] - original[:, :, 4:-8 - 4, 4:-4 - 4]).square().mean()
-    scale = (original - original.mean()).square().mean()
-    assert error < 1e-2 * scale
+    # Of all shifts by up to two pixels more or less, the one asked for fits best, and by far better than none.
+    errors = {(down, right): (moved[:, :, 4 + down:-12 + down, 4 + right:-12 + right] - original[:, :, 4:-12, 4:-12]).square().mean().item()
+              for down in (0, *range(6, 11)) for right in (0, *range(2, 7))}
+    assert min(errors, key=errors.get) == (8, 4)
+    assert errors[8, 4] < min(error for shift, error in errors.items() if shift != (8, 4)) / 10
 
 
 def test_magnitudes_are_kept_only_when_asked():

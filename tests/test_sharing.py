@@ -17,6 +17,8 @@ from dnnlib import UserError
 from torch_utils import persistence, sharing
 from training import networks_raycond2
 
+pytest.importorskip("safetensors")
+
 ROOT = Path(__file__).parent.parent
 STATS = dict(yaw_range=[-0.5, 0.5], pitch_mean=0.1)
 

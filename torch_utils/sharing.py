@@ -66,7 +66,7 @@ def _library() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UserError("reading and writing .safetensors needs the package safetensors: pip install safetensors") from error
+        raise UserError("reading and writing .safetensors needs the package safetensors: pip install safetensors (or raycond[sharing])") from error
     return safetensors
 
 

@@ -1,7 +1,7 @@
 """StyleGAN3 generator (Karras et al. 2021), alias-free: every layer keeps to a cutoff frequency that rises from layer to layer.
 
-lowpass_filter, schedule -> SynthesisInput, SynthesisLayer -> SynthesisNetwork -> Generator. As in StyleGAN2 the conditioning
-is an object that the synthesis network is given (training/ray_conditioning.py).
+SynthesisInput, SynthesisLayer -> SynthesisNetwork -> Generator. Bands and filters are designed in training/bands.py. As in StyleGAN2 the
+conditioning is an object that the synthesis network is given (training/ray_conditioning.py).
 
 Frequencies and sampling rates are in cycles and samples per image width. Feature maps are canvases that reach beyond the image.
 """
@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.signal
-import scipy.special
 import torch
 from torch import nn
 
 from torch_utils import misc, persistence
 from torch_utils.ops import filtered_lrelu
 from training import layers
+from training.bands import lowpass_filter, schedule
 from training.generator import BaseGenerator
 from training.layers import HALF_DTYPES, FullyConnectedLayer
 from training.ray_conditioning import NoConditioning
@@ -42,57 +40,6 @@ def modulated_conv2d(
 ) -> torch.Tensor:                                      # [N, O, H', W']
     """`layers.modulated_conv2d` under StyleGAN3's names of the arguments."""
     return layers.modulated_conv2d(x, w, s, padding=padding, demodulate=demodulate, input_gain=input_gain)
-
-
-def lowpass_filter(numtaps: int, cutoff: float, width: float, fs: float, radial: bool = False) -> torch.Tensor | None:
-    """Kaiser-windowed low-pass filter with its transition band `width` about `cutoff`, at the sampling rate `fs` (section 3.2).
-
-    [numtaps], separable; `radial`: [numtaps, numtaps], which treats all directions alike (appendix C). None for a single tap.
-    """
-    if numtaps == 1:
-        return None
-    if not radial:
-        return torch.as_tensor(scipy.signal.firwin(numtaps, cutoff, width=width, fs=fs), dtype=torch.float32)
-    position = (np.arange(numtaps) - (numtaps - 1) / 2) / fs                # [image widths]; an even number of taps has none at 0
-    radius = np.hypot(position[:, None], position[None, :])
-    jinc = scipy.special.j1(2 * np.pi * cutoff * radius) / radius           # the ideal disc, up to a factor
-    window = np.kaiser(numtaps, scipy.signal.kaiser_beta(scipy.signal.kaiser_atten(numtaps, width / (fs / 2))))
-    f = jinc * np.outer(window, window)
-    return torch.as_tensor(f / f.sum(), dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class Band:
-    """What a layer puts out."""
-
-    cutoff: float                        # highest frequency that it may hold
-    half_width: float                    # of the transition band beyond
-    sampling_rate: int
-    size: int                            # of the canvas, in samples
-    channels: int
-
-
-def schedule(img_resolution: int, img_channels: int, channel_base: int, channel_max: int, num_layers: int, num_critical: int, first_cutoff: float,
-             first_stopband: float, last_stopband_rel: float, margin_size: int) -> list[Band]:
-    """The bands of layers 0 .. num_layers, the last of them ToRGB (section 3.2, figure 4b): cutoff and stopband rise
-    geometrically up to the last `num_critical` layers, which use all that the image can hold."""
-    last_cutoff = img_resolution / 2
-    last_stopband = last_cutoff * last_stopband_rel
-    bands = []
-    for layer in range(num_layers + 1):
-        progress = min(layer / (num_layers - num_critical), 1)
-        cutoff = first_cutoff * (last_cutoff / first_cutoff) ** progress
-        stopband = first_stopband * (last_stopband / first_stopband) ** progress
-        sampling_rate = 2 ** math.ceil(math.log2(min(stopband * 2, img_resolution)))
-        ends = layer >= num_layers - 1
-        bands.append(Band(
-            cutoff        = cutoff,
-            half_width    = max(stopband, sampling_rate / 2) - cutoff,
-            sampling_rate = sampling_rate,
-            size          = img_resolution if ends else sampling_rate + 2 * margin_size,
-            channels      = img_channels if layer == num_layers else round(min(channel_base / 2 / cutoff, channel_max)),
-        ))
-    return bands
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,7 +113,7 @@ class SynthesisInput(nn.Module):
         return turn @ move
 
     def extra_repr(self) -> str:
-        return f"w_dim={self.w_dim}, channels={self.channels}, size={list(self.size)}, sampling_rate={self.sampling_rate:g}, bandwidth={self.bandwidth:g}"
+        return f"w_dim={self.w_dim}, channels={self.channels}, size={self.size.tolist()}, sampling_rate={self.sampling_rate:g}, bandwidth={self.bandwidth:g}"
 
 
 def _centred(size: int, sampling_rate: float, device: torch.device) -> torch.Tensor:
@@ -263,7 +210,7 @@ class SynthesisLayer(nn.Module):
                                              padding=self.padding, gain=gain, slope=slope, clamp=self.conv_clamp)
 
     def extra_repr(self) -> str:
-        return (f"in_channels={self.in_channels}, out_channels={self.out_channels}, in_size={list(self.in_size)}, out_size={list(self.out_size)}, "
+        return (f"in_channels={self.in_channels}, out_channels={self.out_channels}, {self.in_size.tolist()} -> {self.out_size.tolist()}, "
                 f"rates {self.in_sampling_rate:g} -> {self.tmp_sampling_rate:g} -> {self.out_sampling_rate:g}, use_fp16={self.use_fp16}")
 
 
@@ -340,8 +287,7 @@ class SynthesisNetwork(nn.Module):
         return x.to(torch.float32) * self.output_scale
 
     def extra_repr(self) -> str:
-        return (f"w_dim={self.w_dim}, num_ws={self.num_ws}, img_resolution={self.img_resolution}, img_channels={self.img_channels}, "
-                f"num_layers={self.num_layers}, num_critical={self.num_critical}, margin_size={self.margin_size}")
+        return f"{self.num_layers} layers, the last {self.num_critical} critical -> [{self.img_channels}, {self.img_resolution}, {self.img_resolution}]"
 
 
 @persistence.persistent_class

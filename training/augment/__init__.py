@@ -33,7 +33,7 @@ class AugmentPipe(torch.nn.Module):
     """
 
     def __init__(self,
-        # Pixel blitting.
+        # Moves whole pixels.
         xflip:              float           = 0,            # Multiplier: mirrors left and right.
         rotate90:           float           = 0,            # Multiplier: quarter turns.
         xint:               float           = 0,            # Multiplier: shifts by whole pixels.

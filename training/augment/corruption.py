@@ -1,4 +1,4 @@
-"""Image-space corruption: noise, and a rectangle cut out."""
+"""What damages an image: noise, and a rectangle cut out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image-space filtering: amplifies or dampens octaves of spatial frequency."""
+"""Amplifies or dampens octaves of an image's spatial frequency."""
 
 from __future__ import annotations
 
