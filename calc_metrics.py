@@ -12,23 +12,23 @@ import click
 
 from dnnlib import UserError
 
-EXAMPLES = """\b
-Examples:
-  \b
+EXAMPLES = """Examples:
+
+\b
   # Fetch the detectors (once; needs the network), then FID of a snapshot against the data that it was trained on.
   python calc_metrics.py prepare --metrics=fid50k_full
   python calc_metrics.py --metrics=fid50k_full --network=training-runs/00000-raycond2/network-snapshot-025000.pkl
 
-  \b
+\b
   # All snapshots of a run, from 10000 images each (fid10k_full, kid10k_full), drawn over the length of training.
   python calc_metrics.py --metrics=fid50k_full,kid50k_full --samples=10000 --network=training-runs/00000-raycond2 --plot
 
-  \b
+\b
   # How well does it obey its camera? First train the networks that judge it.
   python calc_metrics.py prepare --metrics=pose_error --data=heads.zip
   python calc_metrics.py --metrics=pose_error,view_consistency --data=heads.zip --network=checkpoints/raycond2-heads-32x32.pkl
 
-  \b
+\b
   # A folder of 1000 images against a data set, with detectors from files.
   python calc_metrics.py --metrics=fid1k_full,pr1k3_full --images=out --data=heads.zip \\
       --detector=inception=inception-2015-12-05.pt --detector=vgg16=vgg16.pt
@@ -101,8 +101,14 @@ def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
     from metrics import metric_main
     from metrics.metric_utils import MetricOptions
     G, stored = load(plan.snapshots[0], verbose=False) if plan.snapshots else (None, None)
-    opts = MetricOptions(G=G, dataset_kwargs=data_kwargs(plan, G, stored), device="cpu", **plan.options)
-    return [request.name for request in metric_main.check_metrics(names, opts, samples, fetch=True)]
+    kwargs = data_kwargs(plan, G, stored)
+    opts = MetricOptions(G=G, dataset_kwargs=kwargs, device="cpu", **plan.options)
+    try:
+        return [request.name for request in metric_main.check_metrics(names, opts, samples, fetch=True)]
+    except UserError as error:
+        if plan.data is not None or os.path.exists(kwargs.get("path", os.curdir)):
+            raise
+        raise UserError(f"{error.message} (the data that the network was trained on are asked for; give --data=ZIP where they lie elsewhere)") from error
 
 
 def run_process(rank: int, device: Any, plan: Plan) -> None:
@@ -117,15 +123,24 @@ def run_process(rank: int, device: Any, plan: Plan) -> None:
         rows.append((what, {key: value for result in results for key, value in result.results.items()}))
     if rank == 0:
         print(table(rows))
+        if plan.run_dir is None:
+            print("\nNot kept in a file: " + ("these are images, not a network of a run." if not plan.snapshots else
+                                            "the network does not lie in a run folder (one with training_options.json)."))
 
 
 def table(rows: list[tuple[str, dict]]) -> str:
-    """A line per number, those of one metric below each other."""
+    """A line per number, those of one metric below each other; then what is said in words, once each."""
     keys = list(dict.fromkeys(key for _, results in rows for key in results))
-    lines = [(key, value if isinstance(value, str) else f"{value:.5g}", what) for key in keys for what, results in rows
-             for value in [results.get(key)] if value is not None]
-    widths = [max(len(line[i]) for line in lines) for i in range(2)]
-    return "\n".join(["", *(f"{key:<{widths[0]}}  {value:>{widths[1]}}  {what}" for key, value, what in lines)])
+    values = [(key, results[key], what) for key in keys for what, results in rows if key in results]
+    numbers = [(key, f"{value:.5g}", what) for key, value, what in values if not isinstance(value, str)]
+    widths = [max(len(line[i]) for line in numbers) for i in range(2)]
+    lines = ["", *(f"{key:<{widths[0]}}  {value:>{widths[1]}}  {what}" for key, value, what in numbers)]
+    notes: dict[tuple[str, str], list[str]] = {}
+    for key, value, what in values:
+        if isinstance(value, str):
+            notes.setdefault((key, value), []).append(what)
+    below = [f"{key}: {text}" + (f" ({', '.join(judged)})" if len(judged) < len(rows) else "") for (key, text), judged in notes.items()]
+    return "\n".join([*lines, "", *below] if below else lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,17 +197,22 @@ def main(ctx: click.Context, network: str | None, images: str | None, metrics: l
 @main.command()
 @click.option("--metrics",      help="What is to be computed later  [default: the detectors of StyleGAN3's metrics]", metavar="A,B", callback=parse_names)
 @click.option("--data",         help="For camera metrics: the data that their networks learn from", metavar="ZIP|DIR")
-def prepare(metrics: list[str], data: str | None) -> None:
+@click.option("--device",       help="To train them on. auto: CUDA where there is some", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+def prepare(metrics: list[str], data: str | None, device: str) -> None:
     """Fetch (or train) the detectors that metrics need, into the cache (DNNLIB_CACHE_DIR)."""
     from metrics import detectors, metric_main
+    from torch_utils import distributed
     requests = metric_main.parse_metrics(metrics or ["fid50k_full", "pr50k3_full"])
     kwargs = {} if data is None else dict(class_name="training.dataset.ImageFolderDataset", path=data, use_labels=True)
     needed: dict[str, list[str]] = {}
     for request in requests:
         for kind, use in request.metric.detectors:
             needed.setdefault(kind, []).append(use)
+    chosen = distributed.choose_device(device)
+    for kind in needed:                                 # all of them, before minutes are spent on the first
+        detectors.require(kind, kwargs)
     for kind, uses in needed.items():
-        path = detectors.prepare(kind, kwargs)
+        path = detectors.prepare(kind, kwargs, chosen)
         for use in uses:
             detectors.check(kind, use, path)
         print(f"{kind}: {path}\n  sha256 {detectors.sha256_of(path)}")

@@ -21,7 +21,7 @@ import torch
 
 import dnnlib
 from dnnlib import UserError
-from torch_utils import persistence, released_format, safe_pickle, sharing
+from torch_utils import persistence, released_format, safe_pickle, sharing, tensorflow_format
 
 NETWORKS = ("G", "D", "G_ema")
 KEYS = (*NETWORKS, "augment_pipe", "training_set_kwargs", "camera_stats")
@@ -31,6 +31,8 @@ _OTHER_FILES = (                         # first bytes, what that is
     (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"PK\x03\x04", "a zip archive (a data set, or torch.save's)"),
     (b"\x1f\x8b", "gzip-compressed; unpack it"), (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"), (b"<", "a web page"),
 )
+_MAX_MESSAGE = 600                       # letters
+_STRANGERS = {b"TriPlaneGenerator": "networks of EG3D (TriPlaneGenerator, a tri-plane renderer)"}         # names in the file
 
 
 def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, trust: bool = False) -> dict[str, Any]:
@@ -50,6 +52,9 @@ def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, 
     for key in NETWORKS:
         if data[key] is not None and not isinstance(data[key], torch.nn.Module):
             raise UserError(f"{name}: its {key} is no network but {type(data[key]).__name__}; {_REMEDY}")
+    for key in ("training_set_kwargs", "camera_stats"):
+        if data[key] is not None and not isinstance(data[key], dict):
+            raise UserError(f"{name}: its {key} are no dict but {type(data[key]).__name__}; {_REMEDY}")
     if all(data[key] is None for key in NETWORKS):
         raise UserError(f"{name}: holds no network (no G, D or G_ema); {_REMEDY}")
     if force_fp16:
@@ -113,15 +118,31 @@ def _read(stream: BinaryIO, name: str, trust: bool) -> dict[str, Any]:
         else:
             _check_head(head)
             data = safe_pickle.load(stream, trust=trust)
-        if isinstance(data, tuple):
+        if tensorflow_format.is_network(data):
             data = persistence.from_tensorflow(data)
     except UserError as error:
-        raise UserError(f"{name}: {error.format_message()}") from error
+        message = " ".join(error.format_message().split())         # it may quote the file, or what torch says
+        raise UserError(f"{name}: {_stranger(stream)}{message[:_MAX_MESSAGE]}") from error
     except Exception as error:           # a damaged pickle can make the unpickler raise nearly anything
-        raise UserError(f"{name}: the file is cut short or damaged ({type(error).__name__}: {error}); copy or download it again") from error
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_MESSAGE]
+        raise UserError(f"{name}: the file is cut short or damaged ({message}); copy or download it again") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UserError(f"{name}: holds {type(data).__name__}, not a dict of networks; {_REMEDY}")
     return dict(data)
+
+
+def _stranger(stream: BinaryIO) -> str:
+    """For messages: whose networks a pickle that was refused holds, if we know them. They fail at one of their many parts, whose name says less."""
+    stream.seek(0)
+    before = stream.read(1)
+    if before != b"\x80":
+        return ""
+    for piece in iter(lambda: stream.read(1 << 24), b""):
+        for name, meaning in _STRANGERS.items():
+            if name in before + piece:
+                return f"{meaning}, which this project does not have: "
+        before = piece[-64:]
+    return ""
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -132,7 +153,7 @@ def _is_safetensors(head: bytes) -> bool:
 def _read_safetensors(stream: BinaryIO) -> dict[str, Any]:
     """The library reads from paths."""
     path = getattr(stream, "name", None)
-    if isinstance(path, str) and os.path.isfile(path) and stream.tell() == 0:
+    if isinstance(stream, io.BufferedReader) and isinstance(path, (str, os.PathLike)) and os.path.isfile(path) and stream.tell() == 0:
         return sharing.load(path)
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
         shutil.copyfileobj(stream, copy)
@@ -184,7 +205,8 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
         warn_of_trust(source)
     data = load_network_pkl(source, force_fp16, trust)
     if (what or ("G_ema" if writer is sharing.save else "all")) == "G_ema":
-        data.update(G=None, D=None, augment_pipe=None, G_ema=generator_of(data, source))
+        kept = {key: data[key] for key in ("camera_stats", *sharing.NOTES) if key in data}   # not where the training data were
+        data = dict(dict.fromkeys(KEYS), **kept, G_ema=generator_of(data, source))
     for key in NETWORKS:
         if data[key] is not None and not persistence.is_persistent(data[key]):
             raise UserError(f"{source}: its {key} is a network of another project ({type(data[key]).__name__}); without its code no file can hold it")

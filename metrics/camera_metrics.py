@@ -9,21 +9,18 @@ drawn anew for each image: what stays the same within a latent is due to the lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from dnnlib.util import UserError, make_cache_dir_path
-from metrics import detectors
+from dnnlib.util import UserError
 from metrics.directions import angles_deg, compare_directions
 from metrics.features import compute_feature_stats_for_dataset
 from metrics.metric_main import Request
 from metrics.options import MetricOptions
-from metrics.pose_regressor import train_pose_regressor, viewing_directions
-from metrics.samples import Batch, gather_rows, generate, passes, rng
-from metrics.scene_embedding import require_views, train_scene_embedding
-from metrics.scene_ids import read_scene_ids, shows_scenes_again
+from metrics.pose_regressor import viewing_directions
+from metrics.samples import Batch, gather_rows, generated_images, iterate, rng
 from metrics.similarities import compare_pairs, distance_ratio
 from metrics.small_network import METADATA, read_metadata
 
@@ -50,27 +47,24 @@ def camera_items(seed: int, group: int, num_items: int) -> np.ndarray:
 
 
 def iterate_views(opts: MetricOptions, num_samples: int) -> Iterator[Batch]:
-    """This rank's share of images 0 .. num_samples - 1, which derive from (seed, number) alone."""
-    dataset = opts.dataset()
-    for index in passes(opts, num_samples, opts.batch_gen):
-        latent, camera, group = layout(index)
-        z = np.stack([rng(opts.seed, "views", int(i)).standard_normal(opts.G.z_dim, dtype=np.float32) for i in latent])
-        items = [camera_items(opts.seed, int(g), len(dataset))[int(k) % VIEWS] for g, k in zip(group, camera)]
-        c = np.stack([dataset.get_label(int(item)) for item in items])
-        noise_seed = int(rng(opts.seed, "views/noise", int(index[0])).integers(2 ** 62))
-        yield Batch(index, torch.from_numpy(z).to(opts.device), torch.from_numpy(c).to(opts.device), noise_seed)
+    """This rank's share of images 0 .. num_samples - 1."""
+    num_items = len(opts.dataset())
+
+    def choose(i: int) -> tuple[np.ndarray, int]:
+        latent, camera, group = (int(number) for number in layout(np.array(i)))
+        z = rng(opts.seed, "views", latent).standard_normal(opts.G.z_dim, dtype=np.float32)
+        return z, camera_items(opts.seed, group, num_items)[camera % VIEWS]
+
+    return iterate(opts, num_samples, "views", choose)
 
 
 def look_at_views(opts: MetricOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the images: the directions asked for [N, 3], those recovered [N, 3], and the embeddings [N, D]. On all ranks."""
     regressor, embedding = opts.detector(*POSE), opts.detector(*SCENE)
     rows, index = [], []
-    with opts.bar(opts.num_samples, "views") as bar:
-        for batch in iterate_views(opts, opts.num_samples):
-            images = generate(opts, batch)
-            rows.append(torch.cat([viewing_directions(batch.c).float(), unit(regressor(images)), embedding(images)], dim=1))
-            index.append(batch.index)
-            bar.update(len(batch.index) * opts.num_gpus)
+    for batch, images in generated_images(opts, iterate_views(opts, opts.num_samples), opts.num_samples, "views"):
+        rows.append(torch.cat([viewing_directions(batch.c).float(), unit(regressor(images)), embedding(images)], dim=1))
+        index.append(batch.index)
     table = gather_rows(opts, rows, index, opts.num_samples)
     return table[:, :3], table[:, 3:6], table[:, 6:]
 
@@ -133,50 +127,3 @@ def real_consistency(opts: MetricOptions, name: str) -> dict:
         return {}
     within, between = metadata["held_out_within"], metadata["held_out_between"]
     return {f"{name}_real": within, f"{name}_real_ratio": distance_ratio(within, between)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The two detectors. Those in the cache are trained on images as they are, whether the network was trained on mirrored ones or not.
-
-def _cached(name: str) -> Callable[[dict], str]:
-    """Its place in the cache by the data that it was trained on."""
-    def path(dataset_kwargs: dict) -> str:
-        if "path" not in dataset_kwargs:
-            raise UserError(f"a {name} is learned from a data set; say which: --data=ZIP")
-        return make_cache_dir_path("detectors", f"{name}-{detectors.data_hash(dataset_kwargs)[:20]}.pt")
-    return path
-
-
-def _train_pose(dataset_kwargs: dict, path: str) -> None:
-    print(f"Training a pose regressor on {dataset_kwargs['path']} ...")
-    train_pose_regressor(dict(dataset_kwargs, xflip=False), path)
-
-
-def _train_embedding(dataset_kwargs: dict, path: str) -> None:
-    require_views(dataset_kwargs["path"])               # says nothing about training where none can be
-    print(f"Training a scene embedding on {dataset_kwargs['path']} ...")
-    train_scene_embedding(dict(dataset_kwargs, xflip=False), path)
-
-
-def _pose_remedy(dataset_kwargs: dict) -> str:
-    path = dataset_kwargs.get("path", "ZIP")
-    return (f"train one with `python calc_metrics.py prepare --metrics=pose_error --data={path}`, or with `python -m metrics.pose_regressor --data={path} "
-            "--dest=FILE` and give --pose-regressor=FILE")
-
-
-def _embedding_remedy(dataset_kwargs: dict) -> str:
-    path = dataset_kwargs.get("path")
-    if path is None or shows_scenes_again(read_scene_ids(path)):
-        path = path or "ZIP"
-        return (f"train one with `python calc_metrics.py prepare --metrics=view_consistency --data={path}`, or with `python -m metrics.scene_embedding "
-                f"--data={path} --dest=FILE` and give --embedding=FILE")
-    return ("give --embedding=FILE, a TorchScript face recogniser (images [N, 3, H, W] in 0 .. 255 -> [N, D]) or what `python -m metrics.scene_embedding` "
-            f"makes from data of the same kind with two or more views of each scene ({path} shows no scene twice)")
-
-
-detectors.KINDS["pose_regressor"] = detectors.Kind(
-    name="pose_regressor", option="--pose-regressor", uses={"features": {}}, dim=3, extra_files=(METADATA,),
-    cached_path=_cached("pose-regressor"), make=_train_pose, remedy=_pose_remedy)
-detectors.KINDS["embedding"] = detectors.Kind(
-    name="embedding", option="--embedding", uses={"features": {}}, extra_files=(METADATA,),
-    cached_path=_cached("scene-embedding"), make=_train_embedding, remedy=_embedding_remedy)

@@ -1,46 +1,32 @@
 """Detectors: TorchScript networks that turn images into the features that metrics compare.
 
 Calling convention: images [N, 3, H, W] in the range of uint8, any size -> float [N, D]. What else a call says depends on its use,
-see KINDS. A kind's file is the one that the user names (--detector=FILE), else the one that `calc_metrics.py prepare` put
+see detector_kinds. A kind's file is the one that the user names (--detector=FILE), else the one that `calc_metrics.py prepare` put
 into the cache.
 
-The sha256 of a file in the cache is recorded beside it when it is first seen and compared whenever it is used again.
+The sha256 of a file in the cache is recorded beside it when it is first seen (and is a detector), and compared whenever it is used again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
+import io
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dnnlib.util import UserError, make_cache_dir_path, open_url, open_whole
+from dnnlib.util import UserError, get_obj_by_name, make_cache_dir_path, open_url, open_whole
+from metrics.detector_kinds import KINDS, PUBLISHED, Kind
+from metrics.known_files import compare_hash, record_hash, sha256_of
 from metrics.stats_cache import data_hash
 
-__all__ = ["Detector", "KINDS", "Kind", "check", "data_hash", "find", "load", "prepare", "sha256_of"]
+__all__ = ["Detector", "KINDS", "Kind", "check", "data_hash", "find", "load", "prepare", "require", "sha256_of"]
 
-PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
 PROBE_SIZE = 64                          # pixels per side of the images that a new detector is tried on
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A row of the table of detectors."""
-
-    name:           str
-    uses:           dict[str, dict]                     # Use -> keywords of the call.
-    option:         str | None          = None          # How the user gives a file; None: --detector=NAME=FILE.
-    dim:            int | None          = None          # Number of features D that it must have; None: any.
-    extra_files:    tuple[str, ...]     = ()            # Text stored in the TorchScript file, for Detector.extra.
-    cached_path:    Callable[[dict], str] | None = None         # dataset_kwargs -> its place in the cache.
-    make:           Callable[[dict, str], None] | None = None   # (dataset_kwargs, path): puts it there, whole or not at all.
-    automatic:      bool                = False         # Is `make` a mere download, that may happen unasked?
-    remedy:         Callable[[dict], str] | None = None         # dataset_kwargs -> what to do where there is none, a clause.
+NO_SCRIPT = (RuntimeError, ValueError, OSError, EOFError)       # what torch.jit.load raises about files that it cannot read
 
 
 class Detector:
@@ -60,32 +46,6 @@ class Detector:
         return self.module(images, **self.kind.uses[use]).to(torch.float32)
 
 
-def _published(name: str, file_name: str, uses: dict[str, dict]) -> Kind:
-    """A kind whose default file NVIDIA has published."""
-    url = PUBLISHED + file_name
-
-    def cached_path(dataset_kwargs: dict) -> str:
-        return make_cache_dir_path("detectors", file_name)
-
-    def make(dataset_kwargs: dict, path: str) -> None:
-        try:
-            with open_url(url, cache=False, num_attempts=2) as stream, open_whole(path) as file:
-                file.write(stream.read())
-        except UserError as error:
-            raise UserError(f"cannot fetch {url} (no network?); fetch it elsewhere and put it at {path}, or give --detector={name}=FILE") from error
-
-    def remedy(dataset_kwargs: dict) -> str:
-        return f"fetch {url} into {cached_path({})} (`python calc_metrics.py prepare` does), or give --detector={name}=FILE"
-
-    return Kind(name=name, uses=uses, cached_path=cached_path, make=make, automatic=True, remedy=remedy)
-
-
-KINDS = {kind.name: kind for kind in [
-    _published("inception", "inception-2015-12-05.pt", {"features": dict(return_features=True), "probabilities": dict(no_output_bias=True)}),
-    _published("vgg16", "vgg16.pt", {"features": dict(return_features=True), "lpips": dict(resize_images=False, return_lpips=True)}),
-]}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Which file.
 
@@ -99,18 +59,10 @@ def find(name: str, use: str, given: dict[str, str], files: tuple[str, ...] = ()
         return given[name]
     if files and kind.option is None:
         return _suitable(kind, use, files, dataset_kwargs or {})
-    path = kind.cached_path(dataset_kwargs or {}) if kind.cached_path is not None else None
-    if path is not None and os.path.isfile(path):
+    path = kind.cached_path(dataset_kwargs or {})
+    if os.path.isfile(path):
         return path
-    raise UserError(f"there is no {name} detector on this machine; {_remedy(kind, dataset_kwargs or {})}")
-
-
-def _remedy(kind: Kind, dataset_kwargs: dict) -> str:
-    return kind.remedy(dataset_kwargs) if kind.remedy is not None else f"give one with {option_of(kind)}=FILE"
-
-
-def option_of(kind: Kind) -> str:
-    return kind.option or f"--detector={kind.name}"
+    raise UserError(f"there is no {name} detector on this machine; {kind.remedy(dataset_kwargs or {})}")
 
 
 def _suitable(kind: Kind, use: str, files: tuple[str, ...], dataset_kwargs: dict) -> str:
@@ -131,10 +83,10 @@ def _suitable(kind: Kind, use: str, files: tuple[str, ...], dataset_kwargs: dict
             problems.append(error.message)
     if problems:
         raise UserError(problems[0])
-    path = kind.cached_path(dataset_kwargs) if kind.cached_path is not None else ""
+    path = kind.cached_path(dataset_kwargs)
     if os.path.isfile(path):
         return path
-    raise UserError(f"--detector={files[0]}: there is no {kind.name} detector among the files given (say {option_of(kind)}=FILE), nor in the cache")
+    raise UserError(f"--detector={files[0]}: there is no {kind.name} detector among the files given (say {kind.flag}=FILE), nor in the cache")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,46 +95,54 @@ def _suitable(kind: Kind, use: str, files: tuple[str, ...], dataset_kwargs: dict
 def load(name: str, path: str, device: torch.device | str) -> Detector:
     """The detector in that file. Raises UserError, one line, where it holds none, or is not what it was when first seen."""
     kind = KINDS[name]
-    flag = f"{option_of(kind)}={path}"
+    flag = f"{kind.flag}={path}"
     _refuse_other_files(flag, path)
-    _compare_hash(path, in_cache=_is_cached(path))
+    known = compare_hash(path)
     extra: dict[str, Any] = {file: "" for file in kind.extra_files}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)         # torch would rather have another format than that of the published files
-            module = torch.jit.load(path, map_location=device, _extra_files=extra).eval()
-    except (RuntimeError, ValueError, OSError, EOFError) as error:
-        raise UserError(f"{flag}: not a TorchScript file, or a damaged one ({_first_line(error)}); {_remedy(kind, {})}") from error
+        module = _load_script(path, device, extra)
+    except NO_SCRIPT as error:
+        remedy = f"remove it (and {path}.sha256), then run `python calc_metrics.py prepare` again" if _is_cached(path) else kind.remedy({})
+        raise UserError(f"{flag}: not a TorchScript file, or a damaged one ({_first_sentence(error)}); {remedy}") from error
+    if not known and _is_cached(path):
+        with contextlib.suppress(OSError):              # a cache that others keep
+            record_hash(path)
     return Detector(kind, module, path, torch.device(device), {file: text.decode() if isinstance(text, bytes) else text for file, text in extra.items()})
+
+
+def _load_script(source: str | io.BytesIO, device: torch.device | str, extra: dict[str, Any] | None = None) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)             # torch would rather have another format than that of the published files
+        return torch.jit.load(source, map_location=device, _extra_files=extra).eval()
 
 
 @functools.cache
 def _checked(name: str, use: str, path: str, sha256: str) -> None:
     """Calls it once on two images of noise."""
     detector = load(name, path, "cpu")
-    flag = f"{option_of(detector.kind)}={path}"
+    kind = detector.kind
     images = torch.randint(256, [2, 3, PROBE_SIZE, PROBE_SIZE], generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    keywords = ", ".join(f"{key}={value}" for key, value in detector.kind.uses[use].items())
-    call = f"called with images [2, 3, {PROBE_SIZE}, {PROBE_SIZE}]" + (f" and {keywords}" if keywords else "")
+    keywords = ", ".join(f"{key}={value}" for key, value in kind.uses[use].items())
+    call = f"{kind.flag}={path}: called with images [2, 3, {PROBE_SIZE}, {PROBE_SIZE}]" + (f" and {keywords}" if keywords else "")
+    expected = f"expected {kind.with_article}"
     try:
         features = detector(images, use)
     except Exception as error:           # a script may raise whatever it likes
-        raise UserError(f"{flag}: {call} it fails ({_first_line(error)}); expected a {name} detector") from error
+        raise UserError(f"{call} it fails ({_first_sentence(error)}); {expected}") from error
     if features.ndim != 2 or len(features) != 2 or features.shape[1] < 1:
-        raise UserError(f"{flag}: {call} it gives {list(features.shape)}, expected [2, D]; expected a {name} detector")
-    if detector.kind.dim not in (None, features.shape[1]):
-        raise UserError(f"{flag}: {call} it gives {features.shape[1]} numbers per image, expected {detector.kind.dim}; expected a {name} detector")
+        raise UserError(f"{call} it gives {list(features.shape)}, expected [2, D]; {expected}")
+    if kind.dim not in (None, features.shape[1]):
+        raise UserError(f"{call} it gives {features.shape[1]} numbers per image, expected {kind.dim}; {expected}")
     if not torch.isfinite(features).all():
-        raise UserError(f"{flag}: {call} it gives numbers that are not finite; expected a {name} detector")
+        raise UserError(f"{call} it gives numbers that are not finite; {expected}")
     if use == "probabilities" and not (features.min() >= 0 and torch.allclose(features.sum(dim=1), torch.ones(2), atol=1e-2)):
-        raise UserError(f"{flag}: {call} it gives rows that are no probabilities (from {features.min():.3g}, summing to {features[0].sum():.3g}); "
-                        f"expected an {name} detector with class probabilities")
+        raise UserError(f"{call} it gives rows that are no probabilities (from {features.min():.3g}, summing to {features[0].sum():.3g}); "
+                        f"{expected} with class probabilities")
 
 
 def check(name: str, use: str, path: str) -> None:
     """Does the file serve that use? Raises UserError, one line, where it does not. Draws nothing from global generators."""
-    flag = f"{option_of(KINDS[name])}={path}"
-    _refuse_other_files(flag, path)
+    _refuse_other_files(f"{KINDS[name].flag}={path}", path)
     with torch.random.fork_rng(devices=[]):             # a script could draw
         _checked(name, use, path, sha256_of(path))
 
@@ -200,64 +160,61 @@ def _refuse_other_files(flag: str, path: str) -> None:
                         f"StyleGAN2-ADA-PyTorch instead: {PUBLISHED}")
 
 
-def _first_line(error: Exception) -> str:
+def _first_sentence(error: Exception) -> str:
     """Of a TorchScript error the last line says what is wrong, the first ones where."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in reversed(lines) if "Error" in line or "xpected" in line or "nknown" in line), lines[0])[:160]
+    line = next((line for line in reversed(lines) if "Error" in line or "xpected" in line or "nknown" in line), lines[0])
+    return line.partition(". ")[0].rstrip(".")[:200]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Into the cache.
 
-def prepare(name: str, dataset_kwargs: dict) -> str:
-    """Makes sure that the cache has a file of that kind and that it is the one first seen; returns its path. Raises UserError."""
+def require(name: str, dataset_kwargs: dict) -> None:
+    """Is that kind in the cache, or can it be put there? Raises UserError where not. Quick: nothing is fetched or trained."""
     kind = KINDS[name]
-    if kind.cached_path is None or kind.make is None:
-        raise UserError(f"a {name} detector can only be given as a file: {_remedy(kind, dataset_kwargs)}")
+    if kind.require is not None and not os.path.isfile(kind.cached_path(dataset_kwargs)):
+        get_obj_by_name(kind.require)(dataset_kwargs)
+
+
+def prepare(name: str, dataset_kwargs: dict, device: str = "cpu") -> str:
+    """Makes sure that the cache has a file of that kind and that it is the one first seen; returns its path. Raises UserError.
+
+    device: 'cpu' or 'cuda', for kinds that are trained.
+    """
+    kind = KINDS[name]
     path = kind.cached_path(dataset_kwargs)
     if not os.path.isfile(path):
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            kind.make(dataset_kwargs, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}; set DNNLIB_CACHE_DIR to a folder that you may write to") from error
-    _compare_hash(path, in_cache=True)
+        require(name, dataset_kwargs)
+        _write(path, lambda: _download(kind, path) if kind.url is not None else get_obj_by_name(kind.make)(dataset_kwargs, path, device))
+    load(name, path, "cpu")
     return path
+
+
+def _download(kind: Kind, path: str) -> None:
+    """Writes the published file, if it is one that torch can load."""
+    try:
+        with open_url(kind.url, cache=False, num_attempts=2) as stream:
+            content = stream.read()
+    except UserError as error:
+        raise UserError(f"cannot fetch {kind.url} (no network?); fetch it elsewhere and put it at {path}, or give {kind.flag}=FILE") from error
+    try:
+        _load_script(io.BytesIO(content), "cpu")
+    except NO_SCRIPT as error:
+        raise UserError(f"{kind.url}: what came ({len(content)} bytes) is no TorchScript file; a proxy's page, or cut short? Try again, or fetch it "
+                        f"elsewhere and put it at {path}, or give {kind.flag}=FILE") from error
+    with open_whole(path) as stream:
+        stream.write(content)
+
+
+def _write(path: str, write: Any) -> None:
+    """Calls `write` with the folder in place; a folder that cannot be written is the user's to change."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; set DNNLIB_CACHE_DIR to a folder that you may write to") from error
 
 
 def _is_cached(path: str) -> bool:
     return os.path.abspath(path).startswith(os.path.abspath(make_cache_dir_path()) + os.sep)
-
-
-def _compare_hash(path: str, in_cache: bool) -> None:
-    """With the one recorded beside the file; where there is none yet, and the file is in the cache, records it."""
-    record, actual = path + ".sha256", sha256_of(path)
-    try:
-        with open(record, encoding="utf-8") as stream:
-            expected = (stream.read().split() or [""])[0]
-    except FileNotFoundError:
-        if in_cache:
-            with open_whole(record, text=True) as stream:
-                stream.write(f"{actual}  {os.path.basename(path)}\n")
-        return
-    if actual != expected:
-        raise UserError(f"{path}: its sha256 is {actual[:12]}..., but {expected[:12]}... was recorded in {record} when it was first seen; "
-                        "the file has changed: remove both to fetch it anew")
-
-
-def sha256_of(path: str) -> str:
-    """Of the file's content, 64 hexadecimal digits. Raises UserError where it cannot be read."""
-    try:
-        state = os.stat(path)
-        return _sha256(os.path.abspath(path), state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

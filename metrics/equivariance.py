@@ -23,14 +23,13 @@ from metrics.image_motion import (
 )
 from metrics.metric_main import Request, register_metric
 from metrics.options import MetricOptions
-from metrics.samples import iterate_samples, rng, sum_over_ranks
+from metrics.samples import count_broken, iterate_samples, rng, sum_over_ranks
 
 __all__ = ["apply_fractional_pseudo_rotation", "apply_fractional_rotation", "apply_fractional_translation", "apply_integer_translation",
            "compute_equivariance", "move_cameras", "rotation_of", "translation_of"]
 
 MAX_SHIFT = 0.125                        # of the image width
 MIN_RESOLUTION = 16                      # below it rotation filters leave no pixel to compare
-RAYS = "rays"                            # key of the note in a result
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -109,26 +108,32 @@ def compute_equivariance(opts: MetricOptions, choose: Callable[[np.random.Genera
     transform = G.synthesis.input.transform
     saved = transform.clone()
     follows = getattr(G, "rays", None) == "pinhole"
+    mapping_kwargs, synthesis_kwargs = opts.split_kwargs(noise_mode="const", force_fp32=True)
     sums = np.zeros([2])
     try:
         with opts.bar(opts.num_samples, "moved images") as bar:
             for batch in iterate_samples(opts, opts.num_samples):
                 motion, compare = choose(rng(opts.seed, "motion", int(batch.index[0])), G.img_resolution)
-                ws = G.mapping(batch.z, batch.c)
+                ws = G.mapping(batch.z, batch.c, **mapping_kwargs)
                 images = []
                 for matrix, c in ((torch.eye(3), batch.c), (motion, move_cameras(batch.c, motion) if follows else batch.c)):
                     transform.copy_(matrix)
-                    images.append(G.synthesis(ws, c, noise_mode="const", force_fp32=True, **opts.G_kwargs))
+                    images.append(count_broken(opts, G.synthesis(ws, c, **synthesis_kwargs)))
                 difference, mask = compare(*images)
                 sums += [float((difference.square() * mask).double().sum()), float(mask.double().sum())]
                 bar.update(len(batch.index) * opts.num_gpus)
     finally:
         transform.copy_(saved)
     squares, pixels = sum_over_ranks(opts, sums)
-    result: dict = {opts.metric: 20 * math.log10(2) - 10 * math.log10(max(squares / pixels, 1e-30))}
+    result: dict = {opts.metric: psnr_db(squares / pixels)}
     if hasattr(G, "rays"):
-        result[RAYS] = "pinhole: the camera moved along with the image" if follows else f"{G.rays}: the image moved, its rays did not"
+        result[f"{opts.metric}_rays"] = "pinhole: the camera moved along with the image" if follows else f"{G.rays}: the image moved, its rays did not"
     return result
+
+
+def psnr_db(mean_square: float) -> float:
+    """Peak signal-to-noise ratio of images in -1 .. 1; of equal images 306 dB, nan where the mean is no number."""
+    return 20 * math.log10(2) - 10 * math.log10(max(mean_square, 1e-30)) if math.isfinite(mean_square) else math.nan
 
 
 def _check_resolution(opts: MetricOptions, request: Request) -> None:
@@ -137,7 +142,7 @@ def _check_resolution(opts: MetricOptions, request: Request) -> None:
                         f"it takes {MIN_RESOLUTION} px or more: leave the metric out")
 
 
-ROW = dict(samples=50000, needs=("generator", "stylegan3"), reals=False, check=_check_resolution)
+ROW = dict(samples=50000, needs=("generator", "stylegan3"), reals=False, check=_check_resolution, unit="dB")
 
 
 @register_metric(name="eqt{count}_int", **ROW)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from dnnlib.util import EasyDict
+from dnnlib.util import EasyDict, UserError, closest
 from metrics import detectors
-from metrics.metric_main import calc_metric, check_metrics, metrics, report_metric
+from metrics.metric_main import calc_metric, check_metrics, report_metric
 from metrics.options import MetricOptions
 from torch_utils import distributed
 
 
 def detector_options(given: Iterable[str], pose_regressor: str | None = None, embedding: str | None = None) -> dict[str, Any]:
     """--detector=FILE and --detector=KIND=FILE, --pose-regressor and --embedding of a command as fields of MetricOptions."""
-    metrics()                                           # fills the table of kinds as well as its own
     named: dict[str, str] = {}
     files = []
     for text in given:
         kind, equals, path = text.partition("=")
         if equals and kind in detectors.KINDS:
             named[kind] = path
+        elif equals and re.fullmatch(r"[\w-]*", kind) and not os.path.exists(text):
+            known = list(detectors.KINDS)
+            raise UserError(f"--detector={text}: there is no kind of detector called {kind!r}; {closest(kind, known)}there are {', '.join(known)}")
         else:
             files.append(text)
     named.update({kind: path for kind, path in (("pose_regressor", pose_regressor), ("embedding", embedding)) if path is not None})
@@ -74,5 +78,3 @@ def compute(names: Iterable[str], G: torch.nn.Module | None, run_dir: str | None
             report_metric(result, run_dir=run_dir, snapshot_pkl=snapshot)
         results.append(result)
     return results
-
-

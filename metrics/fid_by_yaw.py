@@ -7,7 +7,6 @@ with the real ones in it. Numbers of one run compare with one another; a bin has
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from metrics.features import FeatureStats, compute_feature_stats_for_dataset
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.metric_main import Request, register_metric
 from metrics.options import MetricOptions
-from metrics.samples import Batch, gather_rows, generate, passes, rng
+from metrics.samples import gather_rows, generated_images, iterate, rng
 
 BINS = 5
 MIN_REALS = 200                          # in a bin
@@ -30,7 +29,7 @@ def yaw_rad(dataset: object) -> np.ndarray:
     return Camera.from_label(torch.from_numpy(labels).double()).yaw_pitch(camera_stats(labels)["up"])[0].numpy()
 
 
-def yaw_bins(yaw: np.ndarray, num_bins: int = BINS, min_items: int = MIN_REALS) -> tuple[np.ndarray, np.ndarray]:
+def yaw_bins(yaw: np.ndarray, num_bins: int, min_items: int) -> tuple[np.ndarray, np.ndarray]:
     """Bins of equally many items, as near as equal yaws allow; fewer bins where they would hold less than `min_items`.
 
     yaw: [N]. Returns edges [B + 1] and for each item its bin, [N]. B may be 1.
@@ -52,7 +51,7 @@ def yaw_bins(yaw: np.ndarray, num_bins: int = BINS, min_items: int = MIN_REALS) 
 
 def check_bins(opts: MetricOptions, request: Request) -> None:
     """Two bins at least, and two generated images in each."""
-    edges, number = yaw_bins(yaw_rad(opts.dataset()))
+    edges, number = yaw_bins(yaw_rad(opts.dataset()), BINS, MIN_REALS)
     if len(edges) < 3:
         raise UserError(f"the {len(number)} images of {opts.dataset_kwargs['path']} do not fill two bins of yaw with {MIN_REALS} or "
                         "more each; give more images, or images from more sides")
@@ -64,7 +63,7 @@ def check_bins(opts: MetricOptions, request: Request) -> None:
                  check=check_bins)
 def fid_by_yaw(opts: MetricOptions) -> dict:
     """The mean over the bins, and of each bin its FID and, in words, its yaws and its numbers of images."""
-    edges, number = yaw_bins(yaw_rad(opts.dataset()))
+    edges, number = yaw_bins(yaw_rad(opts.dataset()), BINS, MIN_REALS)
     num_bins = len(edges) - 1
     generated = generated_features(opts, [np.flatnonzero(number == b) for b in range(num_bins)])
     results: dict = {}
@@ -76,31 +75,22 @@ def fid_by_yaw(opts: MetricOptions) -> dict:
         distances.append(frechet_distance(*ours.get_mean_cov(), *real.get_mean_cov()))
         low, high = np.degrees(edges[b:b + 2])
         results[f"{opts.metric}_bin{b}"] = distances[-1]
-        results[f"{opts.metric}_bin{b}_is"] = f"yaw {low:.1f} to {high:.1f} deg, {real.num_items} real and {ours.num_items} generated images"
+        results[f"{opts.metric}_bin{b}_is"] = f"yaw {low:.1f} to {high:.1f} deg, {real.count} real and {ours.count} generated images"
     note = {} if num_bins == BINS else {f"{opts.metric}_note": f"{num_bins} bins, not {BINS}, so that each holds {MIN_REALS} real images or more"}
     return {opts.metric: math.fsum(distances) / num_bins, **results, **note}
 
 
 def generated_features(opts: MetricOptions, items_of_bin: list[np.ndarray]) -> np.ndarray:
-    """Features [N, D] of generated images; image i belongs to bin i modulo the number of bins."""
+    """Features [N, D] of generated images; image i has the label of an item of bin i modulo the number of bins."""
     detector = opts.detector("inception", "features")
+
+    def choose(i: int) -> tuple[np.ndarray, int]:
+        draw = rng(opts.seed, "yaw", i)
+        return draw.standard_normal(opts.G.z_dim, dtype=np.float32), int(draw.choice(items_of_bin[i % len(items_of_bin)]))
+
     rows, index = [], []
-    with opts.bar(opts.num_samples, "generated images") as bar:
-        for batch in iterate_bins(opts, items_of_bin):
-            rows.append(detector(generate(opts, batch)))
-            index.append(batch.index)
-            bar.update(len(batch.index) * opts.num_gpus)
+    batches = iterate(opts, opts.num_samples, "yaw", choose)
+    for batch, images in generated_images(opts, batches, opts.num_samples, "generated images"):
+        rows.append(detector(images))
+        index.append(batch.index)
     return gather_rows(opts, rows, index, opts.num_samples)
-
-
-def iterate_bins(opts: MetricOptions, items_of_bin: list[np.ndarray]) -> Iterator[Batch]:
-    """This rank's share of the images; each derives from (seed, number) alone."""
-    dataset = opts.dataset()
-    for index in passes(opts, opts.num_samples, opts.batch_gen):
-        z, c = [], []
-        for i in index:
-            draw = rng(opts.seed, "yaw", int(i))
-            z.append(draw.standard_normal(opts.G.z_dim, dtype=np.float32))
-            c.append(dataset.get_label(int(draw.choice(items_of_bin[i % len(items_of_bin)]))))
-        noise_seed = int(rng(opts.seed, "yaw/noise", int(index[0])).integers(2 ** 62))
-        yield Batch(index, torch.from_numpy(np.stack(z)).to(opts.device), torch.from_numpy(np.stack(c)).to(opts.device), noise_seed)

@@ -21,6 +21,8 @@ def frechet_distance(mu_gen: np.ndarray, sigma_gen: np.ndarray, mu_real: np.ndar
     """
     mu_gen, sigma_gen, mu_real, sigma_real = (np.asarray(array, dtype=np.float64) for array in (mu_gen, sigma_gen, mu_real, sigma_real))
     assert mu_gen.shape == mu_real.shape and sigma_gen.shape == sigma_real.shape == 2 * mu_gen.shape, (mu_gen.shape, sigma_gen.shape, sigma_real.shape)
+    if not all(np.isfinite(array).all() for array in (mu_gen, sigma_gen, mu_real, sigma_real)):
+        return float("nan")
     A = _factor(sigma_gen)
     # torch's BLAS and LAPACK take half the time of numpy's here.
     shared = torch.linalg.eigvalsh(A.T @ torch.from_numpy(sigma_real) @ A)

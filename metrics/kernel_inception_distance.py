@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from metrics.features import compute_feature_stats_for_dataset, compute_feature_stats_for_generator
@@ -15,11 +17,11 @@ MAX_REAL = 1_000_000                     # of the _full metric
 
 
 def kernel_distance(features_gen: np.ndarray, features_real: np.ndarray, num_subsets: int = NUM_SUBSETS, max_subset_size: int = MAX_SUBSET_SIZE,
-                    seed: int = 0) -> float:
+                    seed: int = 0, done: Callable[[int], object] | None = None) -> float:
     """Mean over random subsets of the unbiased squared MMD (equation 4 there), from features [N, D] and [M, D].
 
     The kernel is (x . y / D + 1)^3. A subset takes as many rows of either kind, without replacement, at most `max_subset_size`; `seed`
-    chooses them. May be slightly negative.
+    chooses them. May be slightly negative. done: told of each subset as it is finished.
     """
     size = min(len(features_gen), len(features_real), max_subset_size)
     assert size >= 2, f"{len(features_gen)} and {len(features_real)} features, expected two or more"
@@ -28,6 +30,8 @@ def kernel_distance(features_gen: np.ndarray, features_real: np.ndarray, num_sub
     for _ in range(num_subsets):
         gen, real = (np.asarray(rows[draw.choice(len(rows), size, replace=False)], dtype=np.float64) for rows in (features_gen, features_real))
         total += _squared_mmd(gen, real)
+        if done is not None:
+            done(1)
     return float(total / num_subsets)
 
 
@@ -49,7 +53,8 @@ def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 def compute_kid(opts: MetricOptions, max_real: int | None, num_gen: int) -> float:
     real = compute_feature_stats_for_dataset(opts, "inception", max_items=max_real, capture_all=True)
     gen = compute_feature_stats_for_generator(opts, "inception", num_gen=num_gen, capture_all=True)
-    return kernel_distance(gen.get_all(), real.get_all(), seed=opts.seed)
+    with opts.bar(NUM_SUBSETS, "subsets", "sets") as bar:
+        return kernel_distance(gen.get_all(), real.get_all(), seed=opts.seed, done=bar.update)
 
 
 @register_metric(name="kid{count}_full", samples=50000, minimum=2, detectors=(("inception", "features"),))

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
-import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 import dnnlib
 from dnnlib.util import EasyDict, UserError, closest
 from metrics import detectors
 from metrics.options import MetricOptions
-from metrics.samples import preserve_rng
+from metrics.reporting import report_metric
+from metrics.samples import preserve_rng, sum_over_ranks
+
+__all__ = ["Metric", "Request", "calc_metric", "check_metrics", "check_reals", "find_metric", "is_valid_metric", "list_valid_metrics", "metrics",
+           "parse_metrics", "register_metric", "report_metric"]
 
 # Importing one of these fills in its rows.
 METRIC_MODULES = ("frechet_inception_distance", "kernel_inception_distance", "precision_recall", "inception_score", "perceptual_path_length",
@@ -39,7 +41,7 @@ class Metric:
 
     name:           str                                 # {count} stands where the number of images goes.
     function:       Callable[[MetricOptions], dict]     # -> results by name: numbers, or text that explains one
-    samples:        int | None          = None          # Number of images where the user says none. None: the metric has no such number.
+    samples:        int                                 # Number of images where the user says none.
     count_optional: bool                = False         # Is the name without a number the one with `samples`?
     detectors:      tuple[tuple[str, str], ...] = ()    # (kind, use), see metrics.detectors.KINDS.
     needs:          tuple[str, ...]     = ()            # Of NEEDS.
@@ -47,6 +49,7 @@ class Metric:
     minimum:        int                 = 1             # Fewest images, of either kind, that it is defined for.
     check:          Callable[[MetricOptions, Request], None] | None = None      # Further conditions: raises UserError.
     shared:         str | None          = None          # Rows with the same word are one computation.
+    unit:           str                 = ""            # Of its numbers.
 
     def name_for(self, count: int) -> str:
         return self.name.replace("{count}", "" if self.count_optional and count == self.samples else format_count(count))
@@ -57,7 +60,7 @@ class Request:
     """A metric that somebody asked for."""
 
     metric: Metric
-    num_samples: int                     # 0: the metric has no such number
+    num_samples: int
 
     @property
     def name(self) -> str:
@@ -67,22 +70,22 @@ class Request:
 _metrics: dict[str, Metric] = {}
 
 
-def register_metric(function: Callable | None = None, *, name: str | None = None, **row: Any) -> Callable:
-    """Decorator that adds a row to the table: fields of `Metric`. Bare, the metric is called like the function."""
-    if function is None:
-        return lambda decorated: register_metric(decorated, name=name, **row)
-    name = name or function.__name__
-    assert ("{count}" in name) == (row.get("samples") is not None), f"{name}: give samples where there is a {{count}}, and only there"
+def register_metric(name: str, **row: Any) -> Callable:
+    """Decorator that adds a row to the table: fields of `Metric`. In the name {count} stands where the number of images goes."""
+    assert "{count}" in name, f"{name}: says nowhere how many images"
     assert set(row.get("needs", ())) <= set(NEEDS), row["needs"]
-    _metrics[name] = Metric(name, function, **row)
-    return function
+
+    def add(function: Callable[[MetricOptions], dict]) -> Callable[[MetricOptions], dict]:
+        _metrics[name] = Metric(name, function, **row)
+        return function
+
+    return add
 
 
 def metrics() -> dict[str, Metric]:
     """The table: pattern of the name -> row."""
     for module in METRIC_MODULES:
-        if importlib.util.find_spec(f"metrics.{module}") is not None:
-            importlib.import_module(f"metrics.{module}")
+        importlib.import_module(f"metrics.{module}")
     return _metrics
 
 
@@ -102,8 +105,6 @@ def find_metric(name: str, samples: int | None = None) -> Request | None:
         match = re.fullmatch(pattern, name)
         if match is None:
             continue
-        if row.samples is None:
-            return Request(row, 0)
         text = match.group(1)
         count = row.samples if text is None else int(text.rstrip("k")) * (1000 if text.endswith("k") else 1)
         return Request(row, samples or count)
@@ -116,7 +117,7 @@ def is_valid_metric(metric: str) -> bool:
 
 def list_valid_metrics() -> list[str]:
     """Names with their usual numbers of images; other numbers are valid too."""
-    return [row.name_for(row.samples or 0) for row in metrics().values()]
+    return [row.name_for(row.samples) for row in metrics().values()]
 
 
 def parse_metrics(names: Iterable[str], samples: int | None = None) -> list[Request]:
@@ -149,10 +150,25 @@ def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None
     for request in requests:
         with _naming(request):
             for kind, use in request.metric.detectors:
-                if fetch and kind not in opts.detectors and not opts.detector_files and detectors.KINDS[kind].automatic:
+                if fetch and kind not in opts.detectors and not opts.detector_files and detectors.KINDS[kind].url is not None:
                     detectors.prepare(kind, opts.dataset_kwargs)
                 detectors.check(kind, use, opts.detector_path(kind, use))
+    _tell_unnamed_files(requests, opts)
     return requests
+
+
+def _tell_unnamed_files(requests: list[Request], opts: MetricOptions) -> None:
+    """Says what --detector=FILE without a kind serves as. Raises UserError where one file would be taken for two kinds."""
+    served: dict[str, set[str]] = {}
+    for kind, use in {pair for request in requests for pair in request.metric.detectors}:
+        path = opts.detector_path(kind, use)
+        if kind not in opts.detectors and path in opts.detector_files:
+            served.setdefault(path, set()).add(kind)
+    for path, kinds in served.items():
+        if len(kinds) > 1:
+            raise UserError(f"--detector={path}: the metrics need {' and '.join(sorted(kinds))} detectors, and the file could be either; "
+                            f"say which it is, {' '.join(f'--detector={kind}=FILE' for kind in sorted(kinds))}")
+        print(f"--detector={path}: taken for {detectors.KINDS[min(kinds)].with_article}.")
 
 
 @contextlib.contextmanager
@@ -165,40 +181,46 @@ def _naming(request: Request) -> Iterator[None]:
 
 
 def _check_needs(opts: MetricOptions, request: Request) -> None:
-    G, needs = opts.G, request.metric.needs
-    if G is None:
-        if "generator" in needs or request.num_samples == 0:
-            raise UserError("needs a generator, and there are only images; give --network, or choose FID, KID, PR or IS")
-        if request.metric.reals and not opts.dataset_kwargs:
-            raise UserError("needs the real images to compare with; give --data")
-        if len(opts.images()) < request.num_samples:
-            raise UserError(f"needs {request.num_samples} images, and {opts.images_kwargs['path']} has {len(opts.images())}; "
-                            f"give more, or --samples={len(opts.images())}")
-        if opts.dataset_kwargs and opts.images().image_shape[1:] != opts.dataset().image_shape[1:]:
-            raise UserError(f"the images of {opts.images_kwargs['path']} are {_size(opts.images())}, those of {opts.dataset_kwargs['path']} "
-                            f"{_size(opts.dataset())}; resize them first")
+    if opts.G is None:
+        _check_images(opts, request)
         return
-    if not opts.dataset_kwargs and (request.metric.reals or G.c_dim > 0):
-        raise UserError("needs the real images, or their labels; give --data")
+    G, needs, reals = opts.G, request.metric.needs, request.metric.reals
     if "stylegan3" in needs and not moves_its_image(G):
         raise UserError(f"equivariance is a property of StyleGAN3's networks, whose image can be moved; this one is {type(G).__module__}.{type(G).__name__}; "
                         "leave the metric out")
-    if "cameras" in needs and not (G.c_dim == 25 and opts.dataset().has_camera_labels):
-        raise UserError(f"judges cameras, but the labels are no cameras (the network's have {G.c_dim} numbers, the data's {opts.dataset().label_dim}); "
-                        "leave the metric out")
+    if "cameras" in needs and G.c_dim != 25:
+        raise UserError(f"this network takes no cameras ({f'its labels have {G.c_dim} numbers' if G.c_dim else 'it has no labels'}); "
+                        "train one with --cond=1 on data with cameras, or leave the metric out")
+    if not reals and G.c_dim == 0:
+        return                           # the data are not looked at, and need not be there
     if not opts.dataset_kwargs:
-        return
+        raise UserError(f"needs the real images{'' if reals else chr(39) + ' labels'}; give --data")
+    data = f"--data={opts.dataset_kwargs.get('path')}"
+    if "cameras" in needs and not opts.dataset().has_camera_labels:
+        raise UserError(f"{data}: the labels are no cameras (they have {opts.dataset().label_dim} numbers, expected 25); give data with cameras")
     if G.c_dim > 0 and opts.dataset().label_dim != G.c_dim:
-        raise UserError(f"the network's labels have {G.c_dim} numbers, those of {opts.dataset_kwargs['path']} {opts.dataset().label_dim}; "
-                        "give the data that it was trained on (--data)")
-    if opts.dataset().image_shape != [opts.dataset().num_channels, G.img_resolution, G.img_resolution]:
-        raise UserError(f"the network makes images of {G.img_resolution} px, those of {opts.dataset_kwargs['path']} are {_size(opts.dataset())}; "
-                        "give data of its size (--data)")
+        raise UserError(f"{data}: the labels have {opts.dataset().label_dim} numbers, the network's {G.c_dim}; give the data that it was trained on")
+    if reals and opts.dataset().image_shape[1:] != [G.img_resolution, G.img_resolution]:
+        raise UserError(f"{data}: the images are {_size(opts.dataset())}, those of the network {G.img_resolution} px; give data of its size")
+
+
+def _check_images(opts: MetricOptions, request: Request) -> None:
+    """Where images are judged, not a generator."""
+    if "generator" in request.metric.needs:
+        raise UserError("needs a generator, and there are only images; give --network, or choose FID, KID, PR or IS")
+    if request.metric.reals and not opts.dataset_kwargs:
+        raise UserError("needs the real images to compare with; give --data")
+    images = opts.images()
+    flag = f"--images={opts.images_kwargs['path']}"
+    if len(images) < request.num_samples:
+        raise UserError(f"{flag}: {len(images)} images, and {request.num_samples} are needed; give more, or --samples={len(images)}")
+    if request.metric.reals and images.image_shape[1:] != opts.dataset().image_shape[1:]:
+        raise UserError(f"{flag}: the images are {_size(images)}, those of --data={opts.dataset_kwargs['path']} {_size(opts.dataset())}; resize them first")
 
 
 def _check_minimum(opts: MetricOptions, request: Request) -> None:
     least = request.metric.minimum
-    if 0 < request.num_samples < least:
+    if request.num_samples < least:
         raise UserError(f"is defined for {least} images or more; raise --samples={request.num_samples}")
     if request.metric.reals and opts.dataset_kwargs and len(opts.dataset()) < least:
         raise UserError(f"is defined for {least} real images or more, and {opts.dataset_kwargs['path']} has {len(opts.dataset())}; give more data")
@@ -232,30 +254,37 @@ def calc_metric(metric: str, **kwargs: Any) -> EasyDict:
     """
     request = find_metric(metric)
     assert request is not None, f"{metric!r} is not among {list_valid_metrics()}"
-    opts = replace(MetricOptions(**kwargs), metric=request.name, num_samples=request.num_samples)
+    opts = replace(MetricOptions(**kwargs), metric=request.name, num_samples=request.num_samples, broken=[])
     if opts.G is not None:
         assert not opts.G.training, "the generator is in training mode; give G.eval()"
     start = time.time()
     memo = (request.metric.shared, request.num_samples)
     if request.metric.shared is None or memo not in opts.shared:
         with torch.no_grad(), preserve_rng(opts.device):
-            opts.shared[memo] = request.metric.function(opts)
-    results = {name: value if isinstance(value, str) else float(value) for name, value in opts.shared[memo].items()}
-    for name, value in results.items():
-        assert isinstance(value, str) or not math.isnan(value), f"{request.name}: {name} is not a number"
+            found = request.metric.function(opts)
+        opts.shared[memo] = _without_broken_numbers(opts, found)
+    results = dict(opts.shared[memo])
     seconds = time.time() - start
     return EasyDict(results=EasyDict(results), metric=request.name, total_time=seconds, total_time_str=dnnlib.util.format_time(seconds),
                     num_gpus=opts.num_gpus)
 
 
-def report_metric(result_dict: dict, run_dir: str | None = None, snapshot_pkl: str | None = None) -> str:
-    """Prints the result as a line of JSON and appends it to metric-NAME.jsonl in `run_dir`. For one process. Returns the line."""
-    if run_dir is not None and snapshot_pkl is not None:
-        relative = os.path.relpath(snapshot_pkl, run_dir)
-        snapshot_pkl = snapshot_pkl if relative.startswith(os.pardir) else relative
-    line = json.dumps(dict(result_dict, snapshot_pkl=snapshot_pkl, timestamp=time.time()))
-    print(line)
-    if run_dir is not None and os.path.isdir(run_dir):
-        with open(os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl"), "a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-    return line
+def _without_broken_numbers(opts: MetricOptions, found: dict) -> dict:
+    """Numbers as float; nan, all of them, with a note, where some of the generated images are not finite: what follows from such images says nothing.
+
+    A network that has diverged must not end a training run.
+    """
+    results = {name: value if isinstance(value, str) else float(value) for name, value in found.items()}
+    numbers = [name for name, value in results.items() if not isinstance(value, str)]
+    broken = int(sum_over_ranks(opts, np.array([sum(opts.broken)], dtype=np.float64))[0])
+    note = None
+    if broken > 0:
+        note = f"the network made images that are not finite ({broken} of them): it has diverged"
+        results.update(dict.fromkeys(numbers, math.nan))
+    elif not all(math.isfinite(results[name]) for name in numbers):
+        note = "not finite, although the images are finite: do the detector's features suit them?"
+    if note is not None:
+        results[f"{opts.metric}_note"] = note
+        if opts.rank == 0:
+            print(f"{opts.metric}: {note}")
+    return results

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-import dnnlib
+from dnnlib.util import UserError
 from metrics import detectors as detector_files
+from metrics.progress import progress
+from training.dataset import open_stored
+
+MAPPING_KWARGS = ("truncation_psi", "truncation_cutoff")         # of G's arguments those that its mapping takes
 
 
 @dataclass
@@ -17,12 +21,12 @@ class MetricOptions:
     """One generator (or folder of images), one data set, one device."""
 
     G: torch.nn.Module | None       = None      # In eval mode on `device`; on the meta device for checks alone. None: none, see images_kwargs.
-    G_kwargs: dict                  = field(default_factory=dict)       # For each call of G, such as truncation_psi.
+    G_kwargs: dict                  = field(default_factory=dict)       # For each call of G, such as truncation_psi; see `split_kwargs`.
     dataset_kwargs: dict            = field(default_factory=dict)       # Of the real images, with class_name.
     num_gpus: int                   = 1         # Processes that share the work.
     rank: int                       = 0         # Of this one.
     device: torch.device | str | None = None    # None: CUDA number `rank` where there is some, else the CPU.
-    progress: bool                  = True      # Progress bars, where stderr is a terminal.
+    progress: bool                  = True      # Progress bars on a terminal, a line a minute elsewhere.
     cache: bool                     = True      # Keep statistics of real images on disk.
     seed: int                       = 0         # All draws derive from it.
     detectors: dict[str, str]       = field(default_factory=dict)       # Kind -> file; kinds that are not in it come from the cache.
@@ -33,6 +37,7 @@ class MetricOptions:
     num_samples: int                = 0         # ... its number of images; calc_metric sets both.
     shared: dict                    = field(default_factory=dict)       # Results that several names report, by their row's `shared`.
     opened: dict                    = field(default_factory=dict)       # Data sets and detectors in use.
+    broken: list[int]               = field(default_factory=list)       # Numbers of generated images that were not finite, on this rank.
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.num_gpus, (self.rank, self.num_gpus)
@@ -53,13 +58,22 @@ class MetricOptions:
     def images(self) -> Any:
         """The images to judge, where there is no generator."""
         assert self.images_kwargs is not None
-        return self._open(self.images_kwargs)
+        return self._open(self.images_kwargs, "--images")
 
-    def _open(self, kwargs: dict) -> Any:
+    def _open(self, kwargs: dict, flag: str = "--data") -> Any:
         key = repr(sorted(kwargs.items()))
         if key not in self.opened:
-            self.opened[key] = dnnlib.util.construct_class_by_name(**kwargs)
+            try:
+                self.opened[key] = open_stored(kwargs)
+            except UserError as error:
+                raise UserError(_in_words_of_metrics(error.message, flag)) from error
         return self.opened[key]
+
+    def split_kwargs(self, **fixed: Any) -> tuple[dict, dict]:
+        """G_kwargs for G.mapping and for G.synthesis, for metrics that call these apart. fixed: what the metric itself says to the synthesis."""
+        mapping = {name: value for name, value in self.G_kwargs.items() if name in MAPPING_KWARGS}
+        synthesis = {name: value for name, value in self.G_kwargs.items() if name not in MAPPING_KWARGS}
+        return mapping, {**synthesis, **fixed}
 
     def detector_path(self, kind: str, use: str = "features") -> str:
         """The file of that kind. Raises UserError where there is none."""
@@ -72,7 +86,15 @@ class MetricOptions:
             self.opened[key] = detector_files.load(kind, key[1], self.device)
         return self.opened[key]
 
-    def bar(self, total: int, what: str) -> tqdm:
-        """A progress bar in images; counts nothing on ranks other than 0 and where nobody looks."""
-        return tqdm(total=total, desc=f"{self.metric}: {what}" if self.metric else what, unit="img", leave=False, smoothing=0.05,
-                    disable=None if self.progress and self.rank == 0 else True)
+    def bar(self, total: int, what: str, unit: str = "img") -> Any:
+        """Progress in so many images (or other units); says nothing on ranks other than 0."""
+        return progress(total, f"{self.metric}: {what}" if self.metric else what, unit, shown=self.progress and self.rank == 0)
+
+
+def _in_words_of_metrics(message: str, flag: str) -> str:
+    """A data set's complaints name the options of train.py."""
+    message = f"{flag}{message.removeprefix('--data')}" if message.startswith("--data=") else message
+    if "--cond" not in message:
+        return message
+    what = re.sub(r" \([^()]*--cond[^()]*\)", "", message).partition("; ")[0]
+    return f"{what}; the network takes labels: give data that have them (--data)"

@@ -9,14 +9,16 @@ import torch
 
 from metrics.metric_main import register_metric
 from metrics.options import MetricOptions
-from metrics.samples import Batch, gather_rows, iterate_samples, rng
+from metrics.samples import Batch, count_broken, gather_rows, iterate_samples, rng
 
 EPSILON = 1e-4                           # step along the path
 MAX_SIZE = 256                           # larger images are reduced to this before they are compared
 
 
 def trimmed_mean(distances: np.ndarray) -> float:
-    """Mean of what lies between the 1st and the 99th percentile, these included."""
+    """Mean of what lies between the 1st and the 99th percentile, these included. nan where a distance is."""
+    if np.isnan(distances).any():
+        return float("nan")
     low, high = np.percentile(distances, 1, method="lower"), np.percentile(distances, 99, method="higher")
     return float(distances[(distances >= low) & (distances <= high)].mean())
 
@@ -44,8 +46,9 @@ class PathLength:
         other = np.stack([rng(self.opts.seed, "path end", int(i)).standard_normal(self.G.z_dim, dtype=np.float32) for i in batch.index])
         z = torch.cat([batch.z, torch.from_numpy(other).to(batch.z)])
         c = torch.cat([batch.c, batch.c])            # one camera, or class, along the path
-        start, end = self.G.mapping(z, c).chunk(2)
-        images = self.G.synthesis(torch.cat([start, start.lerp(end, EPSILON)]), c, noise_mode="const", force_fp32=True, **self.opts.G_kwargs)
+        mapping_kwargs, synthesis_kwargs = self.opts.split_kwargs(noise_mode="const", force_fp32=True)
+        start, end = self.G.mapping(z, c, **mapping_kwargs).chunk(2)
+        images = count_broken(self.opts, self.G.synthesis(torch.cat([start, start.lerp(end, EPSILON)]), c, **synthesis_kwargs))
         features = self.detector(reduce_image((images + 1) * (255 / 2)), "lpips").double()
         first, second = features.chunk(2)
         return (first - second).square().sum(dim=1) / EPSILON ** 2

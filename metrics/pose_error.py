@@ -5,4 +5,4 @@ from __future__ import annotations
 from metrics.camera_metrics import ROW, camera_metrics
 from metrics.metric_main import register_metric
 
-register_metric(camera_metrics, name="pose_error{count}", **ROW)
+register_metric("pose_error{count}", **ROW, unit="deg")(camera_metrics)

@@ -9,6 +9,8 @@ forward axis in the world, of length 1. How far off it is on images that it was 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import click
 import numpy as np
@@ -16,21 +18,9 @@ import torch
 
 from camera_utils import Camera
 from metrics.directions import angles_deg, best_constant_direction
+from metrics.small_command import check_dest, make_recipe, recipe_options
 from metrics.small_network import SmallNetwork, save_network
-from metrics.small_training import (
-    RESOLUTIONS,
-    Images,
-    Recipe,
-    build,
-    check_dest,
-    dataset_kwargs_for,
-    describe,
-    fit,
-    load_images,
-    predict,
-    summary,
-)
-from torch_utils.distributed import choose_device
+from metrics.small_training import Images, Recipe, build, dataset_kwargs_for, describe, fit, load_images, open_with_cameras, predict, summary
 
 EXAMPLES = """\b
 Examples:
@@ -86,24 +76,27 @@ def train_pose_regressor(dataset_kwargs: dict, dest: str, recipe: Recipe = Recip
     return metadata
 
 
+def require_data(dataset_kwargs: dict) -> None:
+    """For the cache of detectors: raises UserError where such data have no cameras."""
+    open_with_cameras(dataset_kwargs).close()
+
+
+def make_detector(dataset_kwargs: dict, path: str, device: str) -> None:
+    """For the cache of detectors: trains on that data set, not mirrored."""
+    print(f"Training a pose regressor on {dataset_kwargs['path']} ...")
+    train_pose_regressor(dict(dataset_kwargs, xflip=False), path, replace(Recipe(), device=device))
+
+
 @click.command(epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
-@click.option("--data",       help="Images and cameras: an EG3D zip or folder", metavar="ZIP|DIR", required=True)
-@click.option("--dest",       help="TorchScript file to write; replaced if it is there", metavar="FILE", required=True)
-@click.option("--resolution", help="Size that the network brings images to  [default: the images', at most 64]",
-              type=click.Choice([str(size) for size in RESOLUTIONS]), metavar="PIXELS")
-@click.option("--kimg",       help="Thousands of images to train on, repetitions counted", type=click.FloatRange(min=0, min_open=True), default=Recipe.kimg)
-@click.option("--batch",      help="Batch size", type=click.IntRange(min=2), default=Recipe.batch)
-@click.option("--mirror",     help="Train on mirrored images, with mirrored cameras, too: for symmetric subjects", type=bool, default=False, metavar="BOOL")
-@click.option("--seed",       help="Random seed", type=click.IntRange(0, 2 ** 32 - 1), default=0)
-@click.option("--device",     help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-def main(data: str, dest: str, resolution: str | None, kimg: float, batch: int, mirror: bool, seed: int, device: str) -> None:
+@recipe_options(Recipe(), data="Images and cameras: an EG3D zip or folder", batch="Batch size", least_batch=2)
+@click.option("--mirror", help="Train on mirrored images, with mirrored cameras, too: for symmetric subjects", type=bool, default=False, metavar="BOOL")
+def main(data: str, dest: str, mirror: bool, **options: Any) -> None:
     """Train a network that tells the viewing direction of an image, for the metric pose_error.
 
     A tenth of the data is held out (whole scenes, where dataset.json names scenes), and the error on it is stored in the file.
     """
     check_dest(dest)
-    recipe = Recipe(resolution=int(resolution) if resolution else None, kimg=kimg, batch=batch, seed=seed, device=choose_device(device))
-    metadata = train_pose_regressor(dataset_kwargs_for(data, mirror), dest, recipe)
+    metadata = train_pose_regressor(dataset_kwargs_for(data, mirror), dest, make_recipe(**options))
     print(f"{dest}: held-out error {metadata['held_out_mean_deg']:.2f} deg (median {metadata['held_out_median_deg']:.2f}), "
           f"chance {metadata['chance_deg']:.2f} deg; {metadata['num_images']} images, held out by {metadata['held_out_by']}, {metadata['training_time']}")
 

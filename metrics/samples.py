@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 
 from metrics.options import MetricOptions
 from training.snapshots import to_uint8
+
+BATCH_DETECTOR = 64                      # images per pass of a detector
 
 
 @dataclass(frozen=True)
@@ -40,27 +42,72 @@ def passes(opts: MetricOptions, num_items: int, size: int) -> Iterator[np.ndarra
         yield np.arange(start, min(start + size, num_items))
 
 
-def iterate_samples(opts: MetricOptions, num_samples: int, stream: str = "sample") -> Iterator[Batch]:
-    """This rank's share of samples 0 .. num_samples - 1. Another `stream` gives other ones."""
+def iterate(opts: MetricOptions, num_samples: int, stream: str, choose: Callable[[int], tuple[np.ndarray, int | None]]) -> Iterator[Batch]:
+    """This rank's share of samples 0 .. num_samples - 1, in passes.
+
+    choose: number of a sample -> its latent, float32 [z_dim], and the item of the data set whose label it gets (of no account where the network
+    takes none). It must depend on the number alone. `stream` names the draws of layer noise.
+    """
     dataset = opts.dataset() if opts.G.c_dim > 0 else None
     for index in passes(opts, num_samples, opts.batch_gen):
-        z, c = [], []
-        for i in index:
-            draw = rng(opts.seed, stream, int(i))
-            z.append(draw.standard_normal(opts.G.z_dim, dtype=np.float32))
-            c.append(np.zeros([0], dtype=np.float32) if dataset is None else dataset.get_label(int(draw.integers(len(dataset)))))
+        latents, items = zip(*(choose(int(i)) for i in index))
+        z = torch.from_numpy(np.stack(latents))
+        c = torch.zeros([len(z), 0]) if dataset is None else torch.from_numpy(np.stack([dataset.get_label(int(item)) for item in items]))
         noise_seed = int(rng(opts.seed, stream + "/noise", int(index[0])).integers(2 ** 62))
-        yield Batch(index, torch.from_numpy(np.stack(z)).to(opts.device), torch.from_numpy(np.stack(c)).to(opts.device), noise_seed)
+        yield Batch(index, z.to(opts.device), c.to(opts.device), noise_seed)
 
 
-def generate(opts: MetricOptions, batch: Batch, z: torch.Tensor | None = None, c: torch.Tensor | None = None) -> torch.Tensor:
-    """Images uint8 [B, C, H, W] on the device. z, c: in place of the batch's own (as many or more rows).
+def iterate_samples(opts: MetricOptions, num_samples: int, stream: str = "sample") -> Iterator[Batch]:
+    """Samples with labels drawn from the whole data set. Another `stream` gives other ones."""
+    num_items = len(opts.dataset()) if opts.G.c_dim > 0 else 0
+
+    def choose(i: int) -> tuple[np.ndarray, int | None]:
+        draw = rng(opts.seed, stream, i)
+        z = draw.standard_normal(opts.G.z_dim, dtype=np.float32)
+        return z, draw.integers(num_items) if num_items else None
+
+    return iterate(opts, num_samples, stream, choose)
+
+
+def generate(opts: MetricOptions, batch: Batch) -> torch.Tensor:
+    """Images uint8 [B, C, H, W] on the device. Images that are not finite are counted in opts.broken, and black where they are not.
 
     Reseeds torch's global generators; `preserve_rng` keeps that from the rest of the program.
     """
     torch.manual_seed(batch.noise_seed)
-    images = opts.G(batch.z if z is None else z, batch.c if c is None else c, **opts.G_kwargs)
-    return to_uint8(images)
+    images = opts.G(batch.z, batch.c, **opts.G_kwargs)
+    return to_uint8(count_broken(opts, images).nan_to_num(nan=-1, posinf=1, neginf=-1))
+
+
+def count_broken(opts: MetricOptions, images: torch.Tensor) -> torch.Tensor:
+    """images: [B, C, H, W], returned as they are; opts.broken gets the number of those with pixels that are no numbers."""
+    broken = len(images) - int(images.flatten(1).isfinite().all(dim=1).sum())
+    if broken:
+        opts.broken.append(broken)
+    return images
+
+
+def generated_images(opts: MetricOptions, batches: Iterable[Batch], num_samples: int, what: str) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """The batches and their images, several passes in one: a network's passes are small, those of a detector had better be large.
+
+    The joined Batch has no noise seed (-1). num_samples: of all ranks, for the progress bar; what: its caption.
+    """
+    waiting: list[tuple[Batch, torch.Tensor]] = []
+    with opts.bar(num_samples, what) as bar:
+        for batch in batches:
+            waiting.append((batch, generate(opts, batch)))
+            bar.update(len(batch.index) * opts.num_gpus)
+            if sum(len(done.index) for done, _ in waiting) >= BATCH_DETECTOR:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+
+def _joined(parts: list[tuple[Batch, torch.Tensor]]) -> tuple[Batch, torch.Tensor]:
+    batches = [batch for batch, _ in parts]
+    whole = Batch(np.concatenate([batch.index for batch in batches]), torch.cat([batch.z for batch in batches]), torch.cat([batch.c for batch in batches]), -1)
+    return whole, torch.cat([images for _, images in parts])
 
 
 @contextlib.contextmanager

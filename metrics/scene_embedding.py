@@ -10,6 +10,8 @@ was not trained on is stored in it.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import click
 import numpy as np
@@ -20,21 +22,9 @@ from dnnlib.util import UserError
 from metrics.directions import angles_deg
 from metrics.pose_regressor import viewing_directions
 from metrics.scene_ids import read_scene_ids, shows_scenes_again
+from metrics.small_command import check_dest, make_recipe, recipe_options
 from metrics.small_network import SmallNetwork, save_network
-from metrics.small_training import (
-    RESOLUTIONS,
-    Images,
-    Recipe,
-    build,
-    check_dest,
-    dataset_kwargs_for,
-    describe,
-    fit,
-    load_images,
-    predict,
-    summary,
-)
-from torch_utils.distributed import choose_device
+from metrics.small_training import Images, Recipe, build, dataset_kwargs_for, describe, fit, load_images, open_with_cameras, predict, summary
 
 USUAL = Recipe(kimg=60, batch=256)
 DIMENSIONS = 128
@@ -147,23 +137,28 @@ def views_by_scene(scenes: torch.Tensor, items: torch.Tensor) -> tuple[torch.Ten
     return items[order], first[counts >= 2], counts[counts >= 2]
 
 
+def require_data(dataset_kwargs: dict) -> None:
+    """For the cache of detectors: raises UserError where such data show no scene twice or have no cameras."""
+    require_views(dataset_kwargs["path"])
+    open_with_cameras(dataset_kwargs).close()
+
+
+def make_detector(dataset_kwargs: dict, path: str, device: str) -> None:
+    """For the cache of detectors: trains on that data set, not mirrored."""
+    print(f"Training a scene embedding on {dataset_kwargs['path']} ...")
+    train_scene_embedding(dict(dataset_kwargs, xflip=False), path, replace(USUAL, device=device))
+
+
 @click.command(epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
-@click.option("--data",       help="Images, cameras and scenes with two or more views each: a zip or folder", metavar="ZIP|DIR", required=True)
-@click.option("--dest",       help="TorchScript file to write; replaced if it is there", metavar="FILE", required=True)
-@click.option("--resolution", help="Size that the network brings images to  [default: the images', at most 64]",
-              type=click.Choice([str(size) for size in RESOLUTIONS]), metavar="PIXELS")
-@click.option("--kimg",       help="Thousands of images to train on, repetitions counted", type=click.FloatRange(min=0, min_open=True), default=USUAL.kimg)
-@click.option("--batch",      help="Images per batch: two of each scene", type=click.IntRange(min=4), default=USUAL.batch)
-@click.option("--seed",       help="Random seed", type=click.IntRange(0, 2 ** 32 - 1), default=0)
-@click.option("--device",     help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-def main(data: str, dest: str, resolution: str | None, kimg: float, batch: int, seed: int, device: str) -> None:
+@recipe_options(USUAL, data="Images, cameras and scenes with two or more views each: a zip or folder", batch="Images per batch: two of each scene",
+                least_batch=4)
+def main(data: str, dest: str, **options: Any) -> None:
     """Train a network that recognises a scene from other sides, for the metric view_consistency.
 
     A tenth of the scenes is held out; how well they are told apart is stored in the file.
     """
     check_dest(dest)
-    recipe = Recipe(resolution=int(resolution) if resolution else None, kimg=kimg, batch=batch, seed=seed, device=choose_device(device))
-    m = train_scene_embedding(dataset_kwargs_for(data), dest, recipe)
+    m = train_scene_embedding(dataset_kwargs_for(data), dest, make_recipe(**options))
     print(f"{dest}: held-out scenes told apart with AUC {m['held_out_auc']:.4f} (accuracy {m['held_out_accuracy']:.4f}), similarity within "
           f"{m['held_out_within']:.3f}, between {m['held_out_between']:.3f}, effect of the camera {m['held_out_camera_effect']:+.3f}; "
           f"{m['num_images']} images, {m['training_time']}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +12,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import dnnlib
 from dnnlib.util import UserError, format_time_brief
+from metrics.progress import progress
+from metrics.reading import BATCH, read_chunks
 from metrics.scene_ids import read_scene_ids
 from metrics.small_network import SmallNetwork, resize_by_area
+from training.dataset import open_stored
 
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
 USUAL_RESOLUTION = 64                    # where the images have more
 HELD_OUT = 0.1                           # part of the scenes that training does not see
 MAX_HELD_OUT = 4000                      # images: enough for the error to be certain
 NUM_REPORTS = 8                          # lines while training
-READERS = 4                              # threads that decode images
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,22 @@ def dataset_kwargs_for(path: str, mirror: bool = False) -> dict:
     return dict(class_name="training.dataset.ImageFolderDataset", path=path, use_labels=True, xflip=mirror)
 
 
+def open_with_cameras(dataset_kwargs: dict) -> Any:
+    """The data set. Raises UserError where its labels are no cameras."""
+    dataset = open_stored(dict(dataset_kwargs, use_labels=True))
+    if not dataset.has_camera_labels:
+        raise UserError(f"--data={dataset_kwargs['path']}: the labels are no cameras (they have {dataset.label_dim} numbers, expected 25); "
+                        "what is learned here is the camera, or to look past it: give data with cameras")
+    return dataset
+
+
 def load_images(dataset_kwargs: dict, recipe: Recipe, progress: bool = True) -> Images:
     """Reads the data set, and holds part of its scenes out. Raises UserError where it has no cameras or too few images.
 
     A mirrored copy belongs to the scene of its image.
     """
-    dataset = dnnlib.util.construct_class_by_name(**dict(dataset_kwargs, use_labels=True))
+    dataset = open_with_cameras(dataset_kwargs)
     path = dataset_kwargs["path"]
-    if not dataset.has_camera_labels:
-        raise UserError(f"--data={path}: the labels are no cameras (they have {dataset.label_dim} numbers, expected 25); "
-                        "what is learned here is the camera, or to look past it: give data with cameras")
     size = recipe.resolution or largest_resolution(min(dataset.resolution, USUAL_RESOLUTION))
     raw = np.array([dataset.get_details(i).raw_idx for i in range(len(dataset))])
     scene_ids = read_scene_ids(path)
@@ -105,17 +110,14 @@ def choose_held_out(scenes: np.ndarray, seed: int) -> np.ndarray:
     return chosen[number.reshape(-1)]
 
 
-def _read(dataset: Any, size: int, progress: bool) -> torch.Tensor:
+def _read(dataset: Any, size: int, shown: bool) -> torch.Tensor:
     """uint8 [N, 3, size, size]."""
     pixels = torch.empty([len(dataset), 3, size, size], dtype=torch.uint8)
-
-    def load(index: int) -> None:
-        image = torch.from_numpy(dataset[index][0])[None]                   # [1, C, H, W]
-        pixels[index] = resize_by_area(image.float(), size).round().to(torch.uint8)[0]
-
-    with ThreadPoolExecutor(READERS) as pool, tqdm(total=len(dataset), desc="reading", unit="img", disable=None if progress else True) as bar:
-        for _ in pool.map(load, range(len(dataset))):
-            bar.update()
+    chunks = np.array_split(np.arange(len(dataset)), -(-len(dataset) // BATCH))
+    with progress(len(dataset), "reading", shown=shown) as bar:
+        for items, images in zip(chunks, read_chunks(dataset, chunks)):
+            pixels[items] = resize_by_area(images.float(), size).round().to(torch.uint8)
+            bar.update(len(items))
     return pixels
 
 
@@ -154,7 +156,7 @@ def fit(
     loss:       Callable[[torch.Tensor, torch.Tensor], torch.Tensor],       # (unit vectors [B, D], numbers [B]) -> scalar.
     recipe:     Recipe,
     judge:      Callable[[], str],                                          # What to print about the held-out part.
-    progress:   bool = True,
+    shown:      bool = True,                                            # Print how far it is?
 ) -> None:
     """Trains in place, deterministically, and leaves the network in eval mode on the recipe's device."""
     network.to(recipe.device, memory_format=torch.channels_last)
@@ -163,7 +165,7 @@ def fit(
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
     reports = {math.ceil(steps * (i + 1) / NUM_REPORTS) for i in range(NUM_REPORTS)}
-    with tqdm(total=steps * recipe.batch, desc="training", unit="img", disable=None if progress else True) as bar:
+    with progress(steps * recipe.batch, "training", shown=shown) as bar:
         for step in range(1, steps + 1):
             network.train()
             index = choose(draw)
@@ -175,8 +177,8 @@ def fit(
             optimizer.step()
             schedule.step()
             bar.update(recipe.batch)
-            if step in reports and progress:
-                bar.write(f"kimg {step * recipe.batch / 1000:<8.1f} loss {value.item():<10.4f} held out: {judge()}")
+            if step in reports and shown:
+                tqdm.write(f"kimg {step * recipe.batch / 1000:<8.1f} loss {value.item():<10.4f} held out: {judge()}")
     network.eval()
 
 
@@ -194,16 +196,6 @@ def predict(network: SmallNetwork, images: Images, index: torch.Tensor, device: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What both commands do about their options.
-
-def check_dest(dest: str) -> None:
-    """Raises UserError where the file cannot be written."""
-    folder = os.path.dirname(os.path.abspath(dest))
-    if not dest or os.path.isdir(dest):
-        raise UserError(f"--dest={dest}: expected the name of a file, such as pose-heads.pt")
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UserError(f"--dest={dest}: cannot write into {folder}; create the folder, or choose another")
-
 
 def describe(images: Images) -> str:
     """A line about what is trained on."""

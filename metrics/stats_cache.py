@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.util import make_cache_dir_path, open_whole
+from dnnlib.util import UserError, make_cache_dir_path, open_whole
 
-FORMAT = 1                               # to be raised when the same key comes to mean other numbers
+FORMAT = 2                               # to be raised when the same key comes to mean other numbers
+# Arguments of a data set that the hash, the items and the image shape say better.
+NO_MATTER = ("path", "use_labels", "max_size", "random_seed", "resolution", "num_channels")
 
 
 def data_hash(dataset_kwargs: dict) -> str:
@@ -25,8 +27,15 @@ def data_hash(dataset_kwargs: dict) -> str:
     Options such as xflip are no part of it. Raises UserError where the data cannot be read, KeyError where they have no path.
     """
     path = os.path.abspath(dataset_kwargs["path"])
-    entries = sorted(_folder_entries(path) if os.path.isdir(path) else _zip_entries(path, os.stat(path).st_mtime_ns, os.path.getsize(path)))
-    return _digest(entries)
+    try:
+        entries = _folder_entries(path) if os.path.isdir(path) else _zip_entries(path, os.stat(path).st_mtime_ns, os.path.getsize(path))
+    except FileNotFoundError as error:
+        raise UserError(f"--data={dataset_kwargs['path']}: there is no such file or folder; check the path") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"--data={dataset_kwargs['path']}: not a zip, or one cut short ({error}); expected a folder or a zip of images") from error
+    except OSError as error:
+        raise UserError(f"--data={dataset_kwargs['path']}: cannot be read: {error.strerror or error}") from error
+    return _digest(sorted(entries))
 
 
 def _folder_entries(path: str) -> list[list]:
@@ -52,11 +61,11 @@ def _digest(document: Any) -> str:
 
 def path_of(dataset_kwargs: dict, image_shape: list[int], detector_sha256: str, kind: str, call: dict, items: np.ndarray, capture_all: bool,
             capture_mean_cov: bool) -> str | None:
-    """Where the statistics of these items belong. None: such data (a class of their own without a path) are not cached."""
+    """Where the statistics of these items belong, numbers in the data set without max_size. None: such data (of a class without a path) are not cached."""
     if "path" not in dataset_kwargs:
         return None
-    options = {name: dataset_kwargs.get(name) for name in sorted(dataset_kwargs) if name not in ("path", "use_labels")}
-    key = _digest([FORMAT, data_hash(dataset_kwargs), options, list(image_shape), detector_sha256, sorted(call.items()),
+    options = {"xflip": False, **{name: value for name, value in dataset_kwargs.items() if name not in NO_MATTER}}
+    key = _digest([FORMAT, data_hash(dataset_kwargs), sorted(options.items()), list(image_shape), detector_sha256, sorted(call.items()),
                    hashlib.sha256(items.tobytes()).hexdigest(), capture_all, capture_mean_cov])
     return make_cache_dir_path("metrics", f"{kind}-{key[:40]}.npz")
 

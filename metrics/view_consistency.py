@@ -5,4 +5,4 @@ from __future__ import annotations
 from metrics.camera_metrics import ROW, camera_metrics
 from metrics.metric_main import register_metric
 
-register_metric(camera_metrics, name="view_consistency{count}", **ROW)
+register_metric("view_consistency{count}", **ROW)(camera_metrics)

@@ -260,13 +260,18 @@ def test_other_mistakes(world):
 def test_prepared_files_are_found_by_the_data(world, tmp_path, monkeypatch):
     kwargs = dataset_kwargs_for(world[0])
     quick = Recipe(kimg=0.1, batch=32)
-    train_pose, train_scene = pose_regressor.train_pose_regressor, scene_embedding.train_scene_embedding
-    monkeypatch.setattr(pose_regressor, "train_pose_regressor", lambda data, path, recipe: train_pose(data, path, quick, progress=False))
-    monkeypatch.setattr(scene_embedding, "train_scene_embedding", lambda data, path, recipe: train_scene(data, path, quick, progress=False))
+    asked = []
+
+    def quickly(train):
+        return lambda data, path, recipe: asked.append(recipe.device) or train(data, path, quick, progress=False)
+
+    monkeypatch.setattr(pose_regressor, "train_pose_regressor", quickly(pose_regressor.train_pose_regressor))
+    monkeypatch.setattr(scene_embedding, "train_scene_embedding", quickly(scene_embedding.train_scene_embedding))
     opts = options(world, ToyGenerator(), detectors={})
     opts["dataset_kwargs"]["xflip"] = True
     refusal(["pose_error"], opts)
-    paths = [detectors.prepare(kind, kwargs) for kind in ("pose_regressor", "embedding")]
+    paths = [detectors.prepare(kind, kwargs, "cuda") for kind in ("pose_regressor", "embedding")]
+    assert asked == ["cuda", "cuda"]
     metric_main.check_metrics(NAMES, MetricOptions(**opts))
     assert [MetricOptions(**opts).detector_path(kind) for kind in ("pose_regressor", "embedding")] == paths
     other = write_toy(tmp_path / "other.zip", 30, 2, seed=1)

@@ -24,6 +24,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import DATA
+from PIL import Image
 
 import calc_metrics
 import gen_images
@@ -31,6 +32,7 @@ import legacy
 from dnnlib import UserError
 from torch_utils import persistence, pickle_opcodes, pickle_scan, safe_pickle
 from training import networks_stylegan2
+from training.dataset import open_stored
 
 ROOT = Path(__file__).parents[1]
 CANARY = Path("/tmp") / f"hostile-canary-{os.getpid()}"
@@ -215,7 +217,6 @@ def test_collection_goes_on_after_a_failure():
         assert gc.isenabled()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="calc_metrics.data_kwargs keeps any class_name of the file's training_set_kwargs")
 def test_calc_metrics_calls_nothing_that_a_file_names(tmp_path):
     """torch.hub.load runs hubconf.py of a folder and takes any further argument."""
     (tmp_path / "hub").mkdir()
@@ -224,8 +225,15 @@ def test_calc_metrics_calls_nothing_that_a_file_names(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "hostile.pkl"
     persistence.save(dict(G_ema=networks_stylegan2.Generator(**hostile_files.KWARGS), training_set_kwargs=kwargs), path)
-    CliRunner().invoke(calc_metrics.main, [f"--network={path}", "--metrics=fid50k_full", "--device=cpu"])
-    assert not (tmp_path / "canary").exists()
+    for metric in ("fid50k_full", "pose_error"):
+        result = CliRunner().invoke(calc_metrics.main, [f"--network={path}", f"--metrics={metric}", "--device=cpu"])
+        assert not (tmp_path / "canary").exists() and result.exit_code == 1
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    kwargs = dict(path=str(tmp_path), surprise=1)
+    with pytest.raises(UserError, match="surprise.*--data"):
+        open_stored(kwargs)
+    with pytest.raises(UserError, match="torch.hub.load.*--data"):
+        open_stored(dict(kwargs, class_name="torch.hub.load"))
 
 
 def test_harmless_files_pass_the_scan():

@@ -345,6 +345,7 @@ def test_harmless_values(protocol):
     (pickle.dumps(dict(a=1)), "holds no network"),
     (pickle.dumps(dict(G_ema=None, G=None)), "holds no network"),
     (pickle.dumps(dict(G="net")), "its G is no network but str"),
+    (pickle.dumps(dict(G=None, camera_stats="x")), "its camera_stats are no dict but str"),
 ])
 def test_other_files(content, message, tmp_path):
     path = tmp_path / "x.pkl"
@@ -400,6 +401,25 @@ def test_unknown_families_are_named(data, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         legacy.load_network_pkl(path)
     one_line(error)
+
+
+def stored_as_released(class_name, **modules):
+    state = dict(_parameters={}, _buffers={}, _modules=collections.OrderedDict(modules), _init_args=(), _init_kwargs=EasyDict(), training=False)
+    return Call(persistence._reconstruct_persistent_obj, EasyDict(type="class", version=6, module_src=SOURCE.decode(), class_name=class_name, state=state))
+
+
+@pytest.mark.parametrize("modules", [
+    lambda: dict(),
+    lambda: dict(decoder=stored_as_released("OSGDecoder")),
+    lambda: dict(backbone=stored_as_released("Generator"), superresolution=stored_as_released("SuperresolutionHybrid8XDC")),
+    lambda: dict(decoder=torch.nn.Softplus()),
+])
+def test_eg3d_is_refused_by_its_name(modules, tmp_path):
+    path = tmp_path / "ffhq512-128.pkl"
+    path.write_bytes(pickle.dumps(dict(G=None, G_ema=stored_as_released("TriPlaneGenerator", **modules())), protocol=4))
+    with pytest.raises(UserError, match=r"EG3D \(TriPlaneGenerator") as error:
+        legacy.load_network_pkl(path)
+    assert one_line(error).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("source, dest, message", [

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 
@@ -20,6 +21,7 @@ from training import networks_raycond2
 pytest.importorskip("safetensors")
 
 ROOT = Path(__file__).parent.parent
+GENERATOR = dict(z_dim=8, c_dim=25, w_dim=8, img_resolution=16, img_channels=3)
 STATS = dict(yaw_range=[-0.5, 0.5], pitch_mean=0.1)
 
 
@@ -115,6 +117,8 @@ def changed(**entries):
     (lambda d: "[" * 100_000, "no JSON"),
     (lambda d: json.dumps(d).replace("128", "NaN"), "NaN"),
     (lambda d: json.dumps(d).replace("128", "1e999"), "finite"),
+    (lambda d: json.dumps(d).replace("0.1", "-1e400"), "finite"),              # of the camera statistics
+    (lambda d: json.dumps(d).replace("128", "-Infinity"), "finite"),
     (lambda d: [], "another format"),
     (lambda d: dict(d, format=2), "another format"),
     (lambda d: dict(d, networks={}), "no network"),
@@ -124,11 +128,20 @@ def changed(**entries):
     (changed(class_name="os.system"), "os.system"),
     (changed(class_name="training.os.system"), "training.os.system"),
     (changed(class_name="../../etc/passwd"), "etc/passwd"),
-    (changed(class_name=None), "incomplete"),
+    (changed(class_name=None), "class name"),
     (changed(init_kwargs=[]), "incomplete"),
     (changed(init_kwargs=dict(z_dim=8)), "cannot be built"),
     (changed(trainable=7), "no lists of names"),
+    (changed(class_name="training.x." + "y" * 10 ** 6), "class name"),
+    (changed(class_name="training.networks_stylegan2.Generator\n"), "not known"),
+    (changed(init_args=[8, 25, 8, 2 ** 13, 3]), "cannot be built|far more numbers"),
     (changed(init_kwargs=dict(z_dim=2 ** 40)), "out of range"),
+    (changed(init_kwargs=dict(GENERATOR, img_resolution=4096, channel_base=2 ** 20, channel_max=2 ** 12)), "far more numbers"),
+    (changed(init_kwargs=dict(GENERATOR, img_resolution=2 ** 15)), "out of range"),
+    (changed(init_kwargs=dict(GENERATOR, mapping_kwargs=dict(num_layers=10 ** 6))), "out of range"),
+    (changed(init_args=[8, 25, 8, 2 ** 15, 3], init_kwargs={}), "out of range"),
+    (changed(class_name="training.networks_stylegan3.Generator", init_kwargs=dict(
+        GENERATOR, num_layers=2, num_critical=1, first_cutoff=2 ** -21, first_stopband=2 ** -20)), "out of range"),      # filters of 3 GB
 ])
 def test_documents_that_are_not_ours(change, says, shared):
     document, _ = document_of(shared)
@@ -152,13 +165,67 @@ def test_files_that_are_not_ours(shared, tmp_path):
         legacy.load_network_pkl(rewrite(shared, **{name: header[name]}))
 
 
-def test_tensors_that_do_not_fit(tmp_path):
-    sharing.save(dict(G_ema=tiny()), tmp_path / "a.safetensors")
-    document, header = document_of(tmp_path / "a.safetensors")
-    entry = document["networks"]["G_ema"]
-    entry["init_kwargs"]["img_resolution"] = 32
-    with pytest.raises(UserError, match="lacks its tensor"):
-        legacy.load_network_pkl(rewrite(tmp_path / "a.safetensors", document))
+@pytest.mark.parametrize("change, says", [
+    (lambda t: t.pop("G_ema.mapping.fc1.bias"), "lacks its tensor 'mapping.fc1.bias'"),
+    (lambda t: t.update({"G_ema.more": torch.zeros(3)}), "no such tensor as 'more'"),
+    (lambda t: t.update({"D.more": torch.zeros(3)}), "of no network"),
+    (lambda t: t.update({"../../G": torch.zeros(3)}), "of no network"),
+    (lambda t: t.update({"G_ema.mapping.fc1.bias": torch.zeros(9)}), r"the shape \[9\], expected \[8\]"),
+    (lambda t: t.update({"G_ema.mapping.fc1.bias": torch.zeros(8, dtype=torch.int32)}), "stored as torch.int32"),
+])
+def test_tensors_that_do_not_fit(change, says, shared):
+    with safetensors.safe_open(shared, framework="pt") as archive:
+        tensors, metadata = {name: archive.get_tensor(name).clone() for name in archive.keys()}, archive.metadata()
+    change(tensors)
+    safetensors.torch.save_file(tensors, shared, metadata=metadata)
+    with pytest.raises(UserError, match=says) as error:
+        legacy.load_network_pkl(shared)
+    assert "\n" not in error.value.format_message() and error.value.format_message().startswith(f"{shared}: ")
+
+
+def test_claims_of_a_long_header(shared):
+    data = shared.read_bytes()
+    shared.write_bytes(struct.pack("<Q", 2 ** 25) + data[8:] + b" " * 2 ** 25)
+    with pytest.raises(UserError, match="a header of 33554432 bytes"):
+        legacy.load_network_pkl(shared)
+
+
+def test_without_the_package(shared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match="pip install safetensors") as error:
+        legacy.load_network_pkl(shared)
+    assert "\n" not in error.value.format_message()
+
+
+def test_networks_are_independent_of_the_file(shared):
+    """The package maps files into memory; who overwrites one must not change networks, or end processes."""
+    G = legacy.load_generator(shared)
+    before = {name: tensor.clone() for name, tensor in G.state_dict().items()}
+    with open(shared, "r+b") as stream:
+        stream.truncate(1000)
+        stream.write(bytes(500))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in G.state_dict().items())
+
+
+@pytest.mark.parametrize("dest, what", [("x.pkl", "G_ema"), ("x.safetensors", "all"), ("x.safetensors", "G_ema")])
+def test_where_the_data_were_is_nobodys_business(dest, what, snapshot, tmp_path):
+    result = CliRunner().invoke(legacy.main, [f"--source={snapshot}", f"--dest={tmp_path / dest}", f"--what={what}"])
+    assert result.exit_code == 0, result.output
+    assert b"alice" not in (tmp_path / dest).read_bytes()
+    data = legacy.load_network_pkl(tmp_path / dest)
+    assert data["camera_stats"] == STATS and data["training_set_kwargs"] is None and (data["G"] is None) == (what == "G_ema")
+
+
+def test_dtypes_layouts_and_shared_memory(tmp_path):
+    G = tiny().half()
+    memory = torch.randn(16)
+    G.mapping.fc0.bias.data, G.mapping.fc1.bias.data = memory[:8], memory[4:12]
+    G.synthesis.b16.conv0.weight.data = G.synthesis.b16.conv0.weight.data.to(memory_format=torch.channels_last)
+    sharing.save(dict(G=G), tmp_path / "g.safetensors")
+    again = sharing.load(tmp_path / "g.safetensors")["G"]
+    for (name, a), (_, b) in zip(G.state_dict().items(), again.state_dict().items()):
+        assert a.dtype == b.dtype and torch.equal(a, b), name
 
 
 def test_the_writer_refuses(snapshot, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -85,23 +86,28 @@ def _first(names: list[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Building a module from arguments that a file chose.
 
-MAX_INT = 2 ** 20                        # no argument of a network is larger; and these multiply what is computed while building
-MAX_INT_OF = dict(num_layers=1024, filter_size=64, lrelu_upsampling=16, lrelu_filter_size=64, num_critical=1024)
+MAX_INT = 2 ** 20                        # no argument of a network is larger
+LIMITS = dict(                           # of arguments that multiply what constructors compute beside torch's tensors: names -> least, most
+    img_resolution=(4, 2 ** 14), num_layers=(0, 1024), num_critical=(0, 1024), filter_size=(1, 16), lrelu_upsampling=(1, 4),
+    first_cutoff=(0.5, 2 ** 12), first_stopband=(0.5, 2 ** 12), last_stopband_rel=(0.5, 16),
+)
 SPARE_ELEMENTS = 2 ** 22                 # of tensors that a constructor makes beside those that are stored
 MAX_DEPTH = 8                            # of arguments within arguments
 
 
-def construct(cls: type, args: Sequence, kwargs: dict, skip_random_init: bool, stored_elements: int | None = None) -> torch.nn.Module:
+def construct(cls: type, args: Sequence, kwargs: dict, is_ours: bool, stored_elements: int | None = None) -> torch.nn.Module:
     """An instance on the CPU whose tensors are about to be replaced. Leaves torch's random state alone.
 
-    With `skip_random_init` random tensors are left uninitialised, for classes that keep them all as parameters or buffers.
-    stored_elements: how many there are to replace them; UserError where the arguments ask for far more. None: no limit.
+    is_ours: a class of this project, which keeps all random tensors as parameters or buffers, so that they are left uninitialised here;
+    its arguments have limits. stored_elements: how many numbers there are to replace them; UserError where the arguments ask for
+    far more. None: neither limit.
     """
     budget = math.inf
     if stored_elements is not None:
-        _check_arguments([*args, kwargs])
+        if is_ours:
+            _check_arguments(dict(inspect.signature(cls).bind_partial(*args, **kwargs).arguments))
         budget = 2 * stored_elements + SPARE_ELEMENTS
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _Factories(skip_random_init, budget):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _Factories(is_ours, budget):
         return cls(*args, **kwargs)
 
 
@@ -115,10 +121,12 @@ def _check_arguments(value: Any, name: str = "", depth: int = 0) -> None:
     elif isinstance(value, (list, tuple, set)):
         for item in value:
             _check_arguments(item, name, depth + 1)
-    elif isinstance(value, int) and abs(value) > MAX_INT_OF.get(name, MAX_INT):
-        raise UserError(f"the init argument {name[:40]!r} in the file is out of range; expected at most {MAX_INT_OF.get(name, MAX_INT)}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"the init argument {name[:40]!r} in the file is {value}; expected a finite number")
+    elif isinstance(value, (int, float)):
+        least, most = LIMITS.get(name, (-MAX_INT, MAX_INT) if isinstance(value, int) else (-math.inf, math.inf))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"the init argument {name[:40]!r} in the file is {value}; expected a finite number")
+        if not least <= value <= most:
+            raise UserError(f"the init argument {name[:40]!r} in the file is out of range; expected {least} to {most}")
 
 
 class _Factories(TorchFunctionMode):

@@ -192,7 +192,7 @@ def rebuild(meta: dict, may_lack: str = "") -> Any:
     tensors = state.get("tensors")
     stored = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, torch.Tensor)) if isinstance(tensors, dict) else 0
     try:
-        module = module_state.construct(cls, args, kwargs, skip_random_init=_is_ours(name), stored_elements=stored)
+        module = module_state.construct(cls, args, kwargs, is_ours=_is_ours(name), stored_elements=stored)
     except UserError as error:
         raise UserError(f"{name}: {error.format_message()}") from error
     except Exception as error:           # whatever a constructor makes of arguments that are not its own

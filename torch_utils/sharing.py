@@ -12,6 +12,7 @@ Tensors are called NETWORK.NAME, such as `G_ema.mapping.fc0.weight`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -25,6 +26,7 @@ METADATA_KEY = "raycond"
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
 NOTES = ("licence", "origin")            # what people should know who get the file
 _FLAGS = ("training", "training_differs", "trainable")
+_MAX_HEADER = 2 ** 24                    # bytes; that of a large network takes 2 ** 18
 
 
 def save(data: dict[str, Any], path: str | os.PathLike) -> None:
@@ -55,8 +57,9 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     data: dict[str, Any] = {key: document[key] for key in ("camera_stats", *NOTES) if key in document}
     for key, entry in document["networks"].items():
         state = dict({flag: entry.get(flag, ()) for flag in _FLAGS}, tensors=tensors[key])
-        data[key] = persistence.rebuild(dict(class_name=entry.get("class_name"), init_args=entry.get("init_args", []),
-                                             init_kwargs=entry.get("init_kwargs", {}), state=state))
+        meta = dict(type="class", version=persistence.FORMAT_VERSION, state=state, class_name=entry.get("class_name"),
+                    init_args=entry.get("init_args", []), init_kwargs=entry.get("init_kwargs", {}))
+        data[key] = persistence.rebuild(persistence.apply_import_hooks(meta))
     return data
 
 
@@ -72,6 +75,10 @@ def _library() -> Any:
 
 def _open(path: str | os.PathLike) -> Any:
     library = _library()
+    with open(path, "rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+    if header_size > _MAX_HEADER:
+        raise UserError(f"no .safetensors file of a network: it claims a header of {header_size} bytes; expected at most {_MAX_HEADER}")
     try:
         return library.safe_open(os.fspath(path), framework="pt")
     except library.SafetensorError as error:
@@ -83,7 +90,7 @@ def _document(metadata: dict[str, str] | None) -> dict[str, Any]:
     if METADATA_KEY not in (metadata or {}):
         raise UserError(f"a .safetensors file of another project (no {METADATA_KEY!r} in its metadata); expected one that `python legacy.py` has written")
     try:
-        document = json.loads(metadata[METADATA_KEY], parse_constant=_refuse_constant)
+        document = json.loads(metadata[METADATA_KEY], parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata are no JSON that can be read ({str(error)[:100]})") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT_VERSION:
@@ -103,8 +110,10 @@ def _document(metadata: dict[str, str] | None) -> dict[str, Any]:
     return document
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return float(text)
 
 
 def _tensors(archive: Any, networks: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
@@ -114,7 +123,7 @@ def _tensors(archive: Any, networks: dict[str, Any]) -> dict[str, dict[str, torc
         key, _, name = full_name.partition(".")
         if key not in found:
             raise UserError(f"it has a tensor {full_name[:80]!r} of no network that its metadata describe")
-        found[key][name] = archive.get_tensor(full_name)
+        found[key][name] = archive.get_tensor(full_name).clone()       # the library's are views of the file, which someone may cut short
     return found
 
 

@@ -18,8 +18,8 @@ from dnnlib.util import UserError
 from torch_utils.module_state import plain
 
 # What changes the function and is not seen in the variables: the values that our networks have.
-_FIXED = dict(nonlinearity="lrelu", mapping_nonlinearity="lrelu", act="lrelu", normalize_latents=True, use_noise=True, resample_kernel=[1, 3, 3, 1],
-              resample_filter=[1, 3, 3, 1], mbstd_num_features=1, use_instance_norm=False)
+_FIXED = dict(nonlinearity="lrelu", mapping_nonlinearity="lrelu", act="lrelu", normalize_latents=True, use_noise=True, use_instance_norm=False)
+_MAX_TAPS = 16                           # of a resampling filter
 
 
 class Network:
@@ -68,8 +68,15 @@ class Network:
         return value
 
 
+def is_network(obj: Any) -> bool:
+    """Whether that is a TensorFlow network, or several of them as a file of a StyleGAN has them."""
+    return isinstance(obj, (tuple, Network))
+
+
 def translate(networks: Any) -> dict[str, dict[str, Any]]:
     """(G, D, Gs) -> metas of our own format by the names G, D and G_ema. Raises UserError for networks that are no StyleGAN2."""
+    if type(networks) is Network:
+        raise UserError(f"a single TensorFlow network, {networks.name!r}; expected a StyleGAN2 or StyleGAN2-ADA network file, which holds (G, D, Gs)")
     if not (isinstance(networks, (tuple, list)) and len(networks) == 3 and all(type(network) is Network for network in networks)):
         raise UserError("TensorFlow networks in another form than (G, D, Gs); expected a StyleGAN2 or StyleGAN2-ADA network file")
     G, D, Gs = networks
@@ -109,14 +116,29 @@ class _Reader:
         self.arguments = network.arguments
         self.variables = network.variables()
         self.tensors: dict[str, torch.Tensor] = {}
+        self.taken: set[str] = set()
         for name, value in _FIXED.items():
             if name in self.arguments and self.arguments[name] != value:
                 raise UserError(f"the TensorFlow network {network.name!r} was made with {name}={self.arguments[name]!r:.60}; only {value!r} can be read")
+        if any("StyleMod" in name for name in self.variables):
+            raise self.refusal("it is of the first StyleGAN")
         sizes = {int(match[1]) for name in self.variables if (match := re.match(r"(\d{1,5})x\1/", name))}
         self.resolution = max(sizes, default=0)
+        self.take_last_stage_of_growing()
         self.sizes = [4 << i for i in range(20) if 4 << i <= self.resolution]
         if not self.sizes or set(self.sizes) != sizes or "4x4/Conv/weight" not in self.variables:
             raise self.refusal("its variables are not called as StyleGAN2's are")
+
+    def take_last_stage_of_growing(self) -> None:
+        """Networks that grew while training have a way from, or to, the image at each resolution; in the end only the last one counts."""
+        grown = {name: re.match(r"(ToRGB|FromRGB)_lod(\d+)/(.*)", name) for name in self.variables}
+        if any(grown.values()) and float(self.variables.get("lod", np.zeros([]))) != 0:
+            raise self.refusal("it has not grown to its full resolution")
+        for name, match in grown.items():
+            if match:
+                variable = self.variables.pop(name)
+                if match[2] == "0":
+                    self.variables[f"{self.resolution}x{self.resolution}/{match[1]}/{match[3]}"] = variable
 
     def refusal(self, why: str) -> UserError:
         return UserError(f"the TensorFlow network {self.network.name!r} is no StyleGAN2 or StyleGAN2-ADA network that can be read: {why}")
@@ -131,6 +153,7 @@ class _Reader:
     def take(self, target: str, name: str, convert: Callable[[np.ndarray], np.ndarray], rank: int) -> None:
         self.shape(name, rank)
         self.tensors[target] = torch.from_numpy(np.array(convert(self.variables[name]), dtype=np.float32, order="C"))
+        self.taken.add(name)
 
     def dense(self, target: str, name: str) -> None:
         self.take(f"{target}.weight", f"{name}/weight", _matrix, 2)
@@ -144,10 +167,32 @@ class _Reader:
         """channel_base and channel_max that give each resolution its number of channels."""
         found = {size: of_size(size) for size in self.sizes}
         largest = max(found.values())
-        base = next((count * size for size, count in found.items() if count < largest), largest * self.resolution)
+        base = max(count * size for size, count in found.items())
         if any(count != min(base // size, largest) for size, count in found.items()):
             raise self.refusal(f"channels by resolution {found} do not follow min(base / resolution, max)")
         return dict(channel_base=base, channel_max=largest)
+
+    def mapping(self, embed: str, dense: str, depth: int, w_dim: int, lr_multiplier: float) -> dict[str, Any]:
+        """Arguments for a mapping network whose layers are called like that."""
+        kwargs = dict(num_layers=depth, lr_multiplier=self.number("mapping_lrmul", lr_multiplier))
+        inner = {self.shape(f"{dense}{i}/weight", 2)[1] for i in range(depth - 1)}
+        if len(inner) > 1 or (depth and self.shape(f"{dense}{depth - 1}/weight", 2)[1] != w_dim):
+            raise self.refusal("the layers of its mapping network differ in size")
+        if inner and inner != {w_dim}:
+            kwargs["layer_features"] = inner.pop()
+        if f"{embed}/weight" in self.variables and self.shape(f"{embed}/weight", 2)[1] != w_dim:
+            kwargs["embed_features"] = self.shape(f"{embed}/weight", 2)[1]
+        return kwargs
+
+    def resampling(self) -> dict[str, Any]:
+        """The filter, if it is another one than ours."""
+        name = "resample_filter" if "resample_filter" in self.arguments else "resample_kernel"
+        taps = self.arguments.get(name, [1, 3, 3, 1])
+        taps = [1, 1] if taps is None else taps
+        fits = isinstance(taps, (list, tuple)) and 0 < len(taps) <= _MAX_TAPS and all(isinstance(tap, (int, float)) for tap in taps)
+        if not fits or list(taps) != list(taps)[::-1] or sum(taps) == 0:
+            raise self.refusal(f"it was made with {name}={taps!r:.60}; expected a symmetric list of at most {_MAX_TAPS} numbers")
+        return {} if list(taps) == [1, 3, 3, 1] else dict(resample_filter=list(taps))
 
     def number(self, argument: str, default: float | None) -> float | None:
         """An argument; None stays None."""
@@ -162,6 +207,9 @@ class _Reader:
     def meta(self) -> dict[str, Any]:
         kwargs = self.init_kwargs()
         self.read()
+        unknown = [name for name, array in self.variables.items() if name not in self.taken and array.ndim > 0]
+        if unknown:                      # single numbers are counters
+            raise self.refusal(f"it has a variable {unknown[0][:80]!r} that none of ours has")
         return dict(type="class", class_name=self.class_name, init_args=(), init_kwargs=kwargs,
                     state=dict(tensors=self.tensors, training=False))
 
@@ -182,22 +230,15 @@ class _Generator(_Reader):
         if self.depth == 0:
             raise self.refusal("it has no mapping network")
         top = f"{self.resolution}x{self.resolution}"
-        label_size = self.shape("LabelEmbed/weight", 2)[0] if "LabelEmbed/weight" in self.variables else 0
+        label_size, embed = self.shape("LabelEmbed/weight", 2) if "LabelEmbed/weight" in self.variables else (0, 0)
         w_dim = self.shape("4x4/Conv/mod_weight", 2)[0]
-        inner = {self.shape(f"Dense{i}/weight", 2)[1] for i in range(self.depth - 1)}
-        if len(inner) > 1 or self.shape(f"Dense{self.depth - 1}/weight", 2)[1] != w_dim:
-            raise self.refusal("the layers of its mapping network differ in size")
-        embed = self.shape("LabelEmbed/weight", 2)[1] if label_size else 0
-        mapping = dict(num_layers=self.depth, lr_multiplier=self.number("mapping_lrmul", 0.01), w_avg_beta=self.number("dlatent_avg_beta", 0.995))
-        if inner and inner != {w_dim}:
-            mapping["layer_features"] = inner.pop()
-        if embed not in (0, w_dim):
-            mapping["embed_features"] = embed
-        skips = f"{top}/Skip/weight" in self.variables
-        self.architecture = "resnet" if skips else "skip" if "4x4/ToRGB/weight" in self.variables else "orig"
+        beta = self.number("w_avg_beta" if "w_avg_beta" in self.arguments else "dlatent_avg_beta", 0.995)
+        mapping = dict(self.mapping("LabelEmbed", "Dense", self.depth, w_dim, 0.01), w_avg_beta=1.0 if beta is None else beta)      # 1: it stays as it is
+        self.architecture = "resnet" if f"{top}/Skip/weight" in self.variables else "skip" if "4x4/ToRGB/weight" in self.variables else "orig"
         return dict(z_dim=self.shape("Dense0/weight", 2)[0] - embed, c_dim=label_size, w_dim=w_dim, img_resolution=self.resolution,
                     img_channels=self.shape(f"{top}/ToRGB/weight", 4)[3], mapping_kwargs=mapping, architecture=self.architecture,
-                    **self.channels(lambda size: self.shape("4x4/Conv/weight" if size == 4 else f"{size}x{size}/Conv1/weight", 4)[3]), **self.precision())
+                    **self.channels(lambda size: self.shape("4x4/Conv/weight" if size == 4 else f"{size}x{size}/Conv1/weight", 4)[3]),
+                    **self.precision(), **self.resampling())
 
     def read(self) -> None:
         for i in range(self.depth):
@@ -236,14 +277,14 @@ class _Discriminator(_Reader):
         if outputs != 1 and not label_size:
             raise self.refusal("it picks one of several outputs by label, in the way of the first StyleGAN")
         self.depth = self.count("Mapping")
-        self.architecture = "resnet" if f"{top}/Skip/weight" in self.variables else "skip" if "8x8/FromRGB/weight" in self.variables and \
-            self.resolution > 8 else "orig"
+        self.architecture = "resnet" if f"{top}/Skip/weight" in self.variables else "skip" if "4x4/FromRGB/weight" in self.variables else "orig"
         features = self.shape("4x4/Conv/weight", 4)
         kwargs = dict(c_dim=label_size, img_resolution=self.resolution, img_channels=self.shape(f"{top}/FromRGB/weight", 4)[2],
                       architecture=self.architecture, **self.channels(self.channels_of), **self.precision(),
-                      epilogue_kwargs=dict(mbstd_group_size=self.number("mbstd_group_size", 4), mbstd_num_channels=features[2] - features[3]))
+                      epilogue_kwargs=dict(mbstd_group_size=self.number("mbstd_group_size", 4), mbstd_num_channels=features[2] - features[3]),
+                      block_kwargs=self.resampling())
         if label_size:
-            kwargs.update(cmap_dim=outputs, mapping_kwargs=dict(num_layers=self.depth, lr_multiplier=self.number("mapping_lrmul", 0.1)))
+            kwargs.update(cmap_dim=outputs, mapping_kwargs=self.mapping("LabelEmbed", "Mapping", self.depth, outputs, 0.1))
         return kwargs
 
     def channels_of(self, size: int) -> int:

@@ -241,3 +241,19 @@ class ImageFolderDataset(Dataset):
 
     def close(self) -> None:
         self._files.close()
+
+
+def open_stored(kwargs: dict) -> ImageFolderDataset:
+    """The data set of `training_set_kwargs`, which may come from a stranger's file: no other class is built, whatever they name. Raises DataError."""
+    name = kwargs.get("class_name", "training.dataset.ImageFolderDataset")
+    if name != "training.dataset.ImageFolderDataset":
+        raise DataError(f"the network file was trained on a data set of the class {str(name)[:80]!r}, which is not built from a file; "
+                        "give the images with --data")
+    kwargs = {key: value for key, value in kwargs.items() if key != "class_name"}
+    if not isinstance(kwargs.get("path"), (str, os.PathLike)):
+        raise DataError("the network file does not say what it was trained on; give the images with --data")
+    try:
+        return ImageFolderDataset(**kwargs)
+    except (TypeError, AssertionError, OverflowError) as error:
+        raise DataError(f"the network file describes its data set {str(kwargs['path'])[:80]!r} in a way that is not understood ({error}); "
+                        "give the images with --data") from error
