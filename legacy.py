@@ -55,6 +55,9 @@ def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, 
     for key in ("training_set_kwargs", "camera_stats"):
         if data[key] is not None and not isinstance(data[key], dict):
             raise UserError(f"{name}: its {key} are no dict but {type(data[key]).__name__}; {_REMEDY}")
+    for key in ("G", "G_ema"):
+        if persistence.is_persistent(data[key]) and not hasattr(data[key], "synthesis"):
+            raise UserError(f"{name}: its {key} is a {type(data[key]).__name__}, which makes no images; {_REMEDY}")
     if all(data[key] is None for key in NETWORKS):
         raise UserError(f"{name}: holds no network (no G, D or G_ema); {_REMEDY}")
     if force_fp16:

@@ -434,3 +434,12 @@ def test_converter_errors_are_one_line(source, dest, message, tmp_path, monkeypa
     output = result.output.strip()
     assert output.startswith("Error: ") and "\n" not in output
     assert re.search(message, output)
+
+
+def test_a_discriminator_is_no_generator(tmp_path):
+    from training.discriminator import Discriminator
+    D = Discriminator(c_dim=0, img_resolution=16, img_channels=3, channel_base=128, channel_max=8)
+    persistence.save(dict(G_ema=D), tmp_path / "d.pkl")
+    with pytest.raises(UserError, match="d.pkl: its G_ema is a Discriminator") as error:
+        legacy.load_network_pkl(tmp_path / "d.pkl")
+    one_line(error)

@@ -159,7 +159,8 @@ def test_status_ticks(tmp_path, capsys):
     status = Status(str(tmp_path), torch.device("cpu"), batch_size=10, total_kimg=0.1, kimg_per_tick=0.03)
     ends = []
     while not status.done:
-        if status.advance():
+        status.advance()
+        if status.tick_ended:
             ends.append(status.cur_nimg)
             status.print_tick(0.25, step=len(ends))
             status.finish_tick()
