@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from metric_helpers import save_detector
 from PIL import Image
 
 from camera_utils import camera_for
@@ -47,3 +48,15 @@ def class_zip(tmp_path_factory):
 
 
 SMALL = ["--cbase=128", "--cmax=16", "--map-depth=2", "--batch=8", "--workers=0", "--device=cpu"]
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache for a test, tmp_path / "cache"."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory):
+    """The path of a small detector that serves as any kind."""
+    return save_detector(tmp_path_factory.mktemp("detectors") / "tiny.pt")

@@ -42,3 +42,13 @@ def run_train(*args):
 
 def options_of(output):
     return json.loads(output[output.index("{") : output.rindex("}") + 1])
+
+
+def assert_refused(command, *args, says):
+    """The click command ends with one line that holds all of `says`. Returns it."""
+    result = CliRunner().invoke(command, [str(arg) for arg in args])
+    message = result.stderr[result.stderr.index("Error:"):].strip()
+    assert result.exit_code != 0 and "\n" not in message, result.stderr
+    for part in says:
+        assert part in message, message
+    return message

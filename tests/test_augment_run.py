@@ -1,13 +1,13 @@
 """Augmentation in a run: its strength, its draws over ranks and rounds, its options."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from conftest import SMALL
-from helpers import options_of, run_train
+from helpers import assert_refused, options_of, run_train
 from test_distributed import first_gradients, make_stepper
 
 import legacy
@@ -28,11 +28,7 @@ def run(*args):
     return output
 
 
-def refused(*args, says):
-    result = CliRunner().invoke(train.main, [str(a) for a in args])
-    message = result.stderr[result.stderr.index("Error:"):].strip()
-    assert result.exit_code != 0 and "\n" not in message, result.stderr
-    assert all(part in message for part in says), message
+refused = functools.partial(assert_refused, train.main)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

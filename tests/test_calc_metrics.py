@@ -1,5 +1,6 @@
 """calc_metrics.py as its users run it."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import metric_helpers as nets
 import pytest
 from click.testing import CliRunner
 from conftest import camera_labels, write_dataset
+from helpers import assert_refused
 from PIL import Image
 
 import calc_metrics
@@ -16,6 +18,8 @@ from metrics.plots import read_curves
 from metrics.reporting import report_metric
 from torch_utils import persistence
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 def run(*args):
     """(exit code, stdout), as one process."""
@@ -24,24 +28,7 @@ def run(*args):
     return result.exit_code, result.output
 
 
-def refused(*args, says):
-    """The command ends with one line that holds all of `says`."""
-    result = CliRunner().invoke(calc_metrics.main, [str(arg) for arg in args])
-    message = result.stderr[result.stderr.index("Error:"):].strip()
-    assert result.exit_code != 0 and "\n" not in message, result.stderr
-    for part in says:
-        assert part in message, message
-    return message
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    return nets.save_detector(tmp_path_factory.mktemp("detectors") / "tiny.pt")
+refused = functools.partial(assert_refused, calc_metrics.main)
 
 
 def both(detector):

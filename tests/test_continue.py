@@ -1,5 +1,6 @@
 """Runs that stop and go on: exactly, from whatever stopped them, and without losing a file."""
 
+import functools
 import json
 import os
 import random
@@ -13,9 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from conftest import SMALL, camera_labels, write_dataset
-from helpers import run_train
+from helpers import assert_refused, run_train
 
 import train
 from torch_utils import signals
@@ -42,13 +42,7 @@ def finish(outdir, data, *args):
     return done.stdout
 
 
-def refused(*args, says):
-    """The command ends with one line that holds all of `says`."""
-    result = CliRunner().invoke(train.main, [str(a) for a in args])
-    message = result.stderr[result.stderr.index("Error:"):].strip()
-    assert result.exit_code != 0 and "\n" not in message, result.stderr
-    for part in says:
-        assert part in message, message
+refused = functools.partial(assert_refused, train.main)
 
 
 def only_run(outdir):

@@ -19,17 +19,9 @@ from metrics import detectors, metric_main, metric_utils
 from torch_utils import distributed, persistence
 from training.dataset import ImageFolderDataset
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 STYLEGAN3 = {"eqt8_int", "eqt8_frac", "eqr8"}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    return nets.save_detector(tmp_path_factory.mktemp("detectors") / "tiny.pt")
 
 
 # --- names

@@ -11,15 +11,7 @@ from metric_helpers import options, value
 
 from metrics import metric_main, metric_utils, plots, progress
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    return nets.save_detector(tmp_path_factory.mktemp("detectors") / "tiny.pt")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """train.py as its users run it."""
 
+import functools
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import SMALL, camera_labels, write_dataset
-from helpers import options_of, run_train
+from helpers import assert_refused, options_of, run_train
 from metric_helpers import save_detector
 from PIL import Image
 
@@ -29,13 +30,7 @@ from training.status import read_stats
 ROOT = Path(__file__).parent.parent
 
 
-def refused(*args, says):
-    """The command ends with one line that holds all of `says`."""
-    result = CliRunner().invoke(train.main, [str(a) for a in args])
-    message = result.stderr[result.stderr.index("Error:"):].strip()
-    assert result.exit_code != 0 and "\n" not in message, result.stderr
-    for part in says:
-        assert part in message, message
+refused = functools.partial(assert_refused, train.main)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
