@@ -8,7 +8,8 @@
 - Processes that want the same library wait for one another on a file lock, which dies with its holder. The library appears under
   its name only when it is complete, so a killed build leaves nothing that could be mistaken for one.
 - RAYCOND_OPS=auto (default): native on CUDA, and on CPUs for ops that have such a source; where that cannot be had, one line on
-  stderr and the plain PyTorch path. RAYCOND_OPS=native: the same, but RuntimeError instead of the plain path. RAYCOND_OPS=reference: the ops' definitions, nothing is built.
+  stderr and the plain PyTorch path. RAYCOND_OPS=native: the same, but RuntimeError instead of the plain path.
+  RAYCOND_OPS=reference: the ops' definitions, nothing is built.
 """
 
 from __future__ import annotations
