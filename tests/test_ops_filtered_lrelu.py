@@ -1,6 +1,7 @@
 """filtered_lrelu: stored numbers, definition against fast paths, gradients of any order, layouts, dtypes, edges, errors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from helpers import assert_close_rel, load_golden
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_utils import custom_ops
-from torch_utils.ops import filtered_lrelu, upfirdn2d
-from torch_utils.ops.filtered_lrelu import composed, operator, plain, reference
+from torch_utils.ops import filtered_lrelu, launching, upfirdn2d
+from torch_utils.ops.filtered_lrelu import composed, native_cpu, operator, plain, reference
+
+needs_cxx = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler: nothing can be compiled for the CPU")
 
 GOLDEN = load_golden("filtered_lrelu.npz")
 CASES = [json.loads(case) for case in GOLDEN["cases"]]
@@ -97,6 +100,55 @@ def test_fast_path_equals_definition(setting, memory_format):
         assert what == "ddx" or expected.abs().max() > 0
         assert_close_rel(actual, expected, 1e-10, what)
     assert results[1][0].is_contiguous(memory_format=FORMATS[memory_format])
+
+
+@needs_cxx
+@pytest.mark.parametrize("channels", [1, 16, 35])
+@pytest.mark.parametrize("setting", SEPARABLE)
+def test_compiled_for_cpus(setting, channels):
+    """The C++ path against band matrices in double precision: values, gradients, and gradients of those; whole and in pieces."""
+    fu, fd, settings = arguments(setting)
+    x = image((2, channels, 40, 37), torch.float32, torch.channels_last)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        v, b = x.to(dtype).requires_grad_(), bias(channels, dtype).requires_grad_()
+        assert operator._is_native(v) == (dtype == torch.float32)
+        y = operator.filtered_lrelu(v, fu, fd, b, **settings)
+        dy = image(y.shape, dtype, seed=5).requires_grad_()
+        dx, db = torch.autograd.grad(y, (v, b), dy, create_graph=True)
+        results.append((y, dx, db, *torch.autograd.grad(dx.square().sum() + db.pow(3).sum(), dy)))
+    for what, expected, actual in zip(("y", "dx", "db", "d_dy"), *results):
+        if what == "db":                # a sum that may cancel
+            assert (actual - expected).abs().max() <= 2e-5 * results[0][1].abs().sum([0, 2, 3]).max()
+        else:
+            assert_close_rel(actual, expected, 2e-5, what)
+
+
+@needs_cxx
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pieces_of_work_change_nothing(threads, monkeypatch):
+    """Rows in one piece or several, with torch's threads or our own."""
+    fu, fd, settings = arguments("clamped")
+    x, b = image((1, 20, 150, 40), torch.float32, torch.channels_last), bias(20, torch.float32)
+    monkeypatch.setattr(native_cpu, "ITEMS_PER_THREAD", 0)
+    whole = operator.filtered_lrelu(x, fu, fd, b, **settings)
+    monkeypatch.setattr(native_cpu, "ITEMS_PER_THREAD", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert native_cpu.chunks_of(2, 150) == 2 * threads
+    assert torch.equal(operator.filtered_lrelu(x, fu, fd, b, **settings), whole)
+    monkeypatch.setattr(launching, "_parallel_for", lambda: None)
+    assert torch.equal(operator.filtered_lrelu(x, fu, fd, b, **settings), whole)
+
+
+@needs_cxx
+def test_what_is_not_finite_stays_so():
+    fu, fd, settings = arguments("clamped")
+    x = image((1, 3, 30, 30), torch.float32)
+    x[0, 1, 15, 15] = float("nan")
+    y = operator.filtered_lrelu(x, fu, fd, None, **settings)
+    rows, columns = y[0, 1].isnan().nonzero().T
+    assert len(rows) > 0 and rows.min() <= 15 <= rows.max() and columns.min() <= 15 <= columns.max()
+    assert not y[0, [0, 2]].isnan().any() and not y[0, 1, :2].isnan().any()
 
 
 @pytest.mark.parametrize("rows, elements", [(5, 64), (16, 2 ** 14), (1000, 2 ** 30)])

@@ -1,14 +1,15 @@
 """Builds and loads the native sources of the ops, and decides which path an op takes.
 
-- Sources are torch-free CUDA with `extern "C"` launchers, compiled by nvcc into a shared library and called through ctypes:
-  a build takes seconds, needs no torch headers and fits every torch version. (torch.library makes operators of them,
+- Sources are torch-free CUDA or C++ with `extern "C"` launchers, compiled by nvcc or g++ into a shared library and called through
+  ctypes: a build takes seconds, needs no torch headers and fits every torch version. (torch.library makes operators of them,
   see ops/registry.py.)
 - A library is built on first use and kept under `dnnlib.make_cache_dir_path("ops")`, or $RAYCOND_OPS_CACHE. Its name holds a
-  hash of sources, flags, compilers, architectures and torch version.
+  hash of sources, flags, compilers, architectures and torch version; those for CPUs are for one kind of CPU each.
 - Processes that want the same library wait for one another on a file lock, which dies with its holder. The library appears under
   its name only when it is complete, so a killed build leaves nothing that could be mistaken for one.
-- RAYCOND_OPS=auto (default): native on CUDA; where that cannot be had, one line on stderr and the plain PyTorch path.
-  RAYCOND_OPS=native: the same, but RuntimeError instead of the plain path. RAYCOND_OPS=reference: the ops' definitions, nothing is built.
+- RAYCOND_OPS=auto (default): native on CUDA, and on CPUs for ops that have such a source; where that cannot be had, one line on
+  stderr and the plain PyTorch path. RAYCOND_OPS=native: the same, but RuntimeError instead of the plain path.
+  RAYCOND_OPS=reference: the ops' definitions, nothing is built.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -38,6 +40,7 @@ except ImportError:         # not a POSIX system: the rename alone keeps the cac
 
 MODES = ("auto", "native", "reference")
 NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden", "-cudart", "static", "--threads", "0")
+CXX_FLAGS = ("-O3", "-std=c++17", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 BUILD_TIMEOUT_S = 900
 
 verbosity = "brief"     # 'none': silent. 'brief': a line per fallback. 'full': builds too, with the compiler's output.
@@ -55,7 +58,11 @@ class Plugin:
     name:       str
     sources:    tuple[Path, ...]            # Compiled, .cu or .cpp.
     headers:    tuple[Path, ...] = ()       # Only part of the hash.
-    flags:      tuple[str, ...] = ()        # On top of NVCC_FLAGS.
+    flags:      tuple[str, ...] = ()        # On top of NVCC_FLAGS, or CXX_FLAGS.
+    cpu_sources: tuple[Path, ...] = ()      # The same for CPUs, .cpp. None: plain PyTorch there.
+
+    def sources_for(self, device_type: str) -> tuple[Path, ...]:
+        return dict(cuda=self.sources, cpu=self.cpu_sources).get(device_type, ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,7 +77,7 @@ def mode() -> str:
 
 
 _plugins: dict[str, Plugin] = {}
-_libraries: dict[str, ctypes.CDLL] = {}
+_libraries: dict[Key, ctypes.CDLL] = {}
 _paths: dict[tuple[str, str, str], str] = {}
 
 
@@ -90,13 +97,13 @@ def path(op: str, device_type: str) -> str:
 def _decide(op: str, device_type: str, value: str) -> str:
     if value == "reference":
         chosen = "reference"
-    elif device_type != "cuda":
+    elif not _plugins[op].sources_for(device_type):
         if value == "native":
             raise BuildError(f"RAYCOND_OPS=native: {op} has no native kernel for {device_type} tensors; set RAYCOND_OPS=auto")
         chosen = "plain"
     else:
         try:
-            library(op)
+            library(op, device_type)
             chosen = "native"
         except BuildError as error:
             if value == "native":
@@ -113,43 +120,79 @@ def _decide(op: str, device_type: str, value: str) -> str:
 path._dynamo_marked_constant = True
 
 
-def library(op: str) -> ctypes.CDLL:
-    """The loaded native library of a declared op, for the GPUs of this machine. Raises BuildError."""
-    if op not in _libraries:
-        if not torch.cuda.is_available():
+def library(op: str, device_type: str = "cuda") -> ctypes.CDLL:
+    """The loaded native library of a declared op, for the GPUs or the CPU of this machine. Raises BuildError."""
+    key = (op, device_type)
+    if key not in _libraries:
+        if device_type == "cuda" and not torch.cuda.is_available():
             raise BuildError("no CUDA device is available")
-        _libraries[op] = get_plugin(_plugins[op])
-    return _libraries[op]
+        _libraries[key] = get_plugin(_plugins[op], device_type=device_type)
+    return _libraries[key]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Building and loading.
 
-def get_plugin(plugin: Plugin, archs: Sequence[str] | None = None) -> ctypes.CDLL:
+def get_plugin(plugin: Plugin, archs: Sequence[str] | None = None, device_type: str = "cuda") -> ctypes.CDLL:
     """Builds `plugin` unless the cache has it, and loads it. `archs`: as "90"; None: those of this machine's GPUs."""
-    target = build(plugin, archs)
+    target = build(plugin, archs, device_type)
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise BuildError(f"cannot load {target}: {_one_line(str(error))}") from error
 
 
-def build(plugin: Plugin, archs: Sequence[str] | None = None) -> Path:
+def build(plugin: Plugin, archs: Sequence[str] | None = None, device_type: str = "cuda") -> Path:
     """The shared library's file in the cache, compiled if it was not there. Raises BuildError."""
-    compiler = find_nvcc()
-    archs = tuple(sorted(set(local_architectures() if archs is None else archs)))
+    command, identity = _cpu_command(plugin) if device_type == "cpu" else _cuda_command(plugin, archs)
+    sources = plugin.sources_for(device_type)
     folder = Path(os.environ.get("RAYCOND_OPS_CACHE") or dnnlib.make_cache_dir_path("ops"))
-    target = folder / f"{plugin.name}-{_digest(plugin, compiler, archs)}.so"
+    target = folder / f"{plugin.name}{'-cpu' if device_type == 'cpu' else ''}-{_digest([*command, *identity], [*sources, *plugin.headers])}.so"
     if target.exists():
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
             if not target.exists():                     # else another process was faster
-                _compile(plugin, compiler, archs, target)
+                _compile(plugin.name, [*command, *map(str, sources)], target)
     except OSError as error:
         raise BuildError(f"cannot write to {folder}: {_one_line(str(error))}; set RAYCOND_OPS_CACHE to a folder that can be written") from error
     return target
+
+
+def _cuda_command(plugin: Plugin, archs: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The compiler and its flags; what else decides what comes out."""
+    compiler = find_nvcc()
+    archs = sorted(set(local_architectures() if archs is None else archs))
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    host = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
+    return [compiler, *NVCC_FLAGS, *plugin.flags, *host, *targets], _compiler_versions(compiler, os.environ.get("CXX") or "g++")
+
+
+def _cpu_command(plugin: Plugin) -> tuple[list[str], list[str]]:
+    compiler = find_cxx()
+    return [compiler, *CXX_FLAGS, *plugin.flags], [*_compiler_versions(compiler), _cpu_kind()]
+
+
+def find_cxx() -> str:
+    """The C++ compiler: $CXX, g++, clang++, c++. Raises BuildError."""
+    named = os.environ.get("CXX")
+    for candidate in [named] if named else ["g++", "clang++", "c++"]:
+        found = shutil.which(candidate)
+        if found:
+            return found
+    raise BuildError(f"no C++ compiler: CXX={named} is none" if named else "no C++ compiler (g++) is installed")
+
+
+@functools.cache
+def _cpu_kind() -> str:
+    """What `-march=native` depends on; machines of other kinds may share the cache."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+            lines = [line for line in stream.read().split("\n\n")[0].splitlines() if line.startswith(("flags", "Features", "model name", "CPU part"))]
+        return platform.machine() + "".join(lines)
+    except OSError:
+        return platform.machine() + platform.processor()
 
 
 def find_nvcc() -> str:
@@ -172,36 +215,34 @@ def local_architectures() -> list[str]:
     return [f"{major}{minor}" for major, minor in sorted(pairs)]
 
 
-def _compile(plugin: Plugin, compiler: str, archs: Sequence[str], target: Path) -> None:
+def _compile(name: str, command: Sequence[str], target: Path) -> None:
     """Compiles aside, then renames. The caller holds the lock, so leftovers of killed builds can go."""
     for leftover in target.parent.glob(f"{target.stem}.*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.stem}.", suffix=".part"))
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    host = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
-    command = [compiler, *NVCC_FLAGS, *plugin.flags, *host, *targets, *map(str, plugin.sources), "-o", str(aside / target.name)]
+    command = [*command, "-o", str(aside / target.name)]
+    compiler = os.path.basename(command[0])
     started = time.monotonic()
     try:
         done = subprocess.run(command, cwd=aside, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
         if verbosity == "full":
             print(" ".join(command), done.stdout, done.stderr, sep="\n", file=sys.stderr, flush=True)
         if done.returncode != 0 or not (aside / target.name).exists():
-            raise BuildError(f"{os.path.basename(compiler)} failed on {plugin.name}: {_first_error(done.stderr + done.stdout, done.returncode)}")
+            raise BuildError(f"{compiler} failed on {name}: {_first_error(done.stderr + done.stdout, done.returncode)}")
         os.replace(aside / target.name, target)
     except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{os.path.basename(compiler)} ran for more than {BUILD_TIMEOUT_S} s on {plugin.name}") from error
+        raise BuildError(f"{compiler} ran for more than {BUILD_TIMEOUT_S} s on {name}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     if verbosity == "full":
         print(f"raycond: built {target} in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
-def _digest(plugin: Plugin, compiler: str, archs: Sequence[str]) -> str:
+def _digest(identity: Sequence[str], files: Sequence[Path]) -> str:
     parts = hashlib.sha256()
-    identity = [torch.__version__, *_compiler_versions(compiler, os.environ.get("CXX") or "g++"), *archs, *NVCC_FLAGS, *plugin.flags]
-    for item in identity:
+    for item in (torch.__version__, *identity):
         parts.update(item.encode() + b"\0")
-    for file in (*plugin.sources, *plugin.headers):
+    for file in files:
         parts.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return parts.hexdigest()[:20]
 

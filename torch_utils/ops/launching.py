@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 
 
 def headers_of(folder: Path) -> tuple[Path, ...]:
     """What a library built in `folder` depends on besides its sources."""
-    return tuple(sorted([*COMMON.glob("*.cuh"), *folder.glob("*.cuh")]))
+    return tuple(sorted(file for place in (COMMON, folder) for pattern in ("*.cuh", "*.h") for file in place.glob(pattern)))
 
 
 def launch(library: ctypes.CDLL, function: str, args: ctypes.Structure, device: torch.device, quiet: tuple[int, ...] = ()) -> int:
@@ -28,6 +29,26 @@ def launch(library: ctypes.CDLL, function: str, args: ctypes.Structure, device: 
         describe.restype = ctypes.c_char_p
         raise RuntimeError(f"{function} on {device}: CUDA error {code}: {describe(code).decode()}")
     return code
+
+
+class Threads(ctypes.Structure):
+    """As in common/parallel.h."""
+    _fields_ = [("torch", ctypes.c_void_p), ("count", ctypes.c_int32)]
+
+
+@functools.cache
+def _parallel_for() -> int | None:
+    """The address of torch's own loop over threads, None in versions that do not lend it."""
+    try:
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+def launch_cpu(library: ctypes.CDLL, function: str, args: ctypes.Structure) -> None:
+    """Calls `void function(args *, threads *)` with as many threads as torch uses."""
+    getattr(library, function)(ctypes.byref(args), ctypes.byref(Threads(_parallel_for(), torch.get_num_threads())))
 
 
 def address(x: torch.Tensor | None) -> int | None:

@@ -54,5 +54,5 @@ def filtered_lrelu(
     path = "reference" if impl == "ref" else custom_ops.path("filtered_lrelu", x.device.type)
     if path == "reference":
         return reference.filtered_lrelu(*settings)
-    fused = native.takes(x, fu, fd, up, down) if path == "native" else x.device.type in ("cpu", "meta")
+    fused = x.device.type in ("cpu", "meta") or (path == "native" and native.takes(x, fu, fd, up, down))
     return (operator if fused and operator.takes(x, fu, fd) else composed).filtered_lrelu(*settings)

@@ -11,7 +11,8 @@ from torch_utils import custom_ops
 from torch_utils.ops import launching
 
 _FOLDER = Path(__file__).parent
-PLUGIN = custom_ops.declare(custom_ops.Plugin("filtered_lrelu", (_FOLDER / "filtered_lrelu.cu",), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",)))
+PLUGIN = custom_ops.declare(custom_ops.Plugin("filtered_lrelu", (_FOLDER / "filtered_lrelu.cu",), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",),
+                                              cpu_sources=(_FOLDER / "filtered_lrelu_cpu.cpp",)))
 
 MOST_TAPS, LARGEST_FACTOR = 32, 4       # up to here a tile fits into shared memory
 

@@ -1,4 +1,4 @@
-"""`filtered_lrelu` as registered operators: band matrices on a CPU, the fused kernel on a GPU, and the derivatives between them.
+"""`filtered_lrelu` as registered operators: fused kernels on CPUs and GPUs, band matrices where there is no compiler, and the derivatives between them.
 
 Two operators: the function y(x), and the derivative of y at x, which is linear: along a direction or, transposed, backwards. Each of
 these two is the other's derivative in v; in x both have zero almost everywhere. So gradients of any order exist, and no forward pass
@@ -13,7 +13,7 @@ import torch
 
 from torch_utils import custom_ops
 from torch_utils.ops import launching, registry
-from torch_utils.ops.filtered_lrelu import native, plain
+from torch_utils.ops.filtered_lrelu import native, native_cpu, plain
 from torch_utils.ops.upfirdn2d.arguments import filter_size, output_size
 
 
@@ -58,14 +58,26 @@ def _fake_derivative(x: torch.Tensor, v: torch.Tensor, fu: torch.Tensor | None, 
 
 
 def _cpu(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None, *settings: Any) -> torch.Tensor:
-    y = plain.forward(x, fu, fd, b, *settings, *sizes(x, fu, fd, *settings[:3]))
+    both = sizes(x, fu, fd, *settings[:3])
+    if _is_native(x):
+        y = native_cpu.run(custom_ops.library("filtered_lrelu", "cpu"), x, None, fu, fd, b, *settings, False, *both)
+    else:
+        y = plain.forward(x, fu, fd, b, *settings, *both)
     return _laid_out(y, _fake(x, fu, fd, b, *settings))
 
 
 def _cpu_derivative(x: torch.Tensor, v: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None,
                     *settings: Any) -> torch.Tensor:
-    y = plain.derivative(x, v, fu, fd, b, *settings, *sizes(x, fu, fd, *settings[:3]))
+    both = sizes(x, fu, fd, *settings[:3])
+    if _is_native(x):
+        y = native_cpu.run(custom_ops.library("filtered_lrelu", "cpu"), x, v, fu, fd, b, *settings, *both)
+    else:
+        y = plain.derivative(x, v, fu, fd, b, *settings, *both)
     return _laid_out(y, _fake_derivative(x, v, fu, fd, b, *settings))
+
+
+def _is_native(x: torch.Tensor) -> bool:
+    return native_cpu.takes(x) and custom_ops.path("filtered_lrelu", "cpu") == "native"
 
 
 def _cuda(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None, *settings: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`filtered_lrelu` and its derivative as products with band matrices, the fast path of a CPU for separable filters.
+"""`filtered_lrelu` and its derivative as products with band matrices: the path of a CPU without a C++ compiler, and for double precision.
 
 Along one axis, resampling is a matrix that holds the taps about its diagonal; rows whose results are cropped or dropped do not
 exist. With channels last in memory, the pass along H is one product for all columns and channels, and it needs nothing of the
@@ -118,8 +118,9 @@ def axes(f: torch.Tensor | None, sizes: tuple[tuple[int, int], tuple[int, int]],
     return h, w
 
 
-def _both_ways(size: torch.Size, middle: tuple[int, int], result: tuple[int, int], fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int,
-               padding: list[int], gain: float, flip_filter: bool, dtype: torch.dtype) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+def both_ways(size: torch.Size, middle: tuple[int, int], result: tuple[int, int], fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int,
+              padding: list[int], gain: float, flip_filter: bool, dtype: torch.dtype) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+    """The maps to the higher rate and from there to the result, each along H and W. `size`: of x; `middle`, `result`: (height, width)."""
     way_up = axes(fu, ((size[2], middle[0]), (size[3], middle[1])), up, 1, (padding[2], padding[0]), flip_filter, (up * abs(gain), up), dtype)
     sign = -1.0 if gain < 0 else 1.0
     return way_up, axes(fd, ((middle[0], result[0]), (middle[1], result[1])), 1, down, (0, 0), flip_filter, (sign, 1.0), dtype)
@@ -136,7 +137,7 @@ def forward(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, b
             gain: float, slope: float, clamp: float, flip_filter: bool, middle: tuple[int, int], result: tuple[int, int]) -> torch.Tensor:
     """filtered_lrelu for [n] filters or None; clamp < 0: none. `middle`, `result`: (height, width) at the higher rate and of the result."""
     source = _work(x, b)
-    way_up, way_down = _both_ways(x.shape, middle, result, fu, fd, up, down, padding, gain, flip_filter, source.dtype)
+    way_up, way_down = both_ways(x.shape, middle, result, fu, fd, up, down, padding, gain, flip_filter, source.dtype)
 
     def act(p: torch.Tensor) -> torch.Tensor:
         functional.leaky_relu_(p, slope)
@@ -151,7 +152,7 @@ def derivative(x: torch.Tensor, v: torch.Tensor, fu: torch.Tensor | None, fd: to
                result: tuple[int, int]) -> torch.Tensor:
     """The derivative of `forward` at x along v [as x]; `transposed`: its adjoint, for v [as the result]."""
     source, direction = _work(x, b), _work(v)
-    way_up, way_down = _both_ways(x.shape, middle, result, fu, fd, up, down, padding, gain, flip_filter, source.dtype)
+    way_up, way_down = both_ways(x.shape, middle, result, fu, fd, up, down, padding, gain, flip_filter, source.dtype)
     up_x = Resampling.of(*way_up)
 
     def act(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

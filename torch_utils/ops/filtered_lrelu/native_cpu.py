@@ -1,0 +1,76 @@
+"""From tensors to filtered_lrelu_cpu.cpp: float32 with separable filters."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from torch_utils.ops import launching
+from torch_utils.ops.filtered_lrelu.plain import Axis, both_ways
+
+ITEMS_PER_THREAD = 4                    # rows are divided until there are so many pieces of work for each thread ...
+LEAST_ROWS = 16                         # ... but not into pieces smaller than this, which repeat their neighbours' work
+
+
+class Rows(ctypes.Structure):
+    """As in filtered_lrelu_cpu.cpp: a band of a matrix, with the same number of entries in each row."""
+    _fields_ = [("start", ctypes.c_void_p), ("weight", ctypes.c_void_p), *[(name, ctypes.c_int32) for name in ("out", "width", "size")]]
+
+    @classmethod
+    def of(cls, axis: Axis) -> Rows:
+        """The matrix of `axis`. Keeps the memory that it points to."""
+        taps, size, out, up, down, before = axis
+        width = min(-(-len(taps) // up), size)
+        first = torch.arange(out) * down - before                                   # where the first tap lies at the higher rate
+        start = torch.div(first + up - 1, up, rounding_mode="floor").clamp(0, size - width)
+        tap = (start.unsqueeze(1) + torch.arange(width)) * up - first.unsqueeze(1)  # [out, width]: which tap meets
+        hit = (tap >= 0) & (tap < len(taps))
+        rows = cls(out=out, width=width, size=size)
+        rows.kept = start.to(torch.int32), torch.where(hit, taps[tap.clamp(0, len(taps) - 1)], 0).contiguous()
+        rows.start, rows.weight = (tensor.data_ptr() for tensor in rows.kept)
+        return rows
+
+
+class Source(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("h", Rows), ("w", Rows)]
+
+
+class Job(ctypes.Structure):
+    """As in filtered_lrelu_cpu.cpp."""
+    _fields_ = [("sources", Source * 2), ("num_sources", ctypes.c_int32), ("down_h", Rows), ("down_w", Rows), ("y", ctypes.c_void_p),
+                ("N", ctypes.c_int32), ("C", ctypes.c_int32), ("slope", ctypes.c_float), ("clamp", ctypes.c_float), ("chunks", ctypes.c_int32)]
+
+
+def takes(x: torch.Tensor) -> bool:
+    return x.dtype == torch.float32 and x.numel() > 0 and max(x.shape) < 2 ** 30
+
+
+def run(library: ctypes.CDLL, x: torch.Tensor, v: torch.Tensor | None, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None,
+        up: int, down: int, padding: list[int], gain: float, slope: float, clamp: float, flip_filter: bool, transposed: bool,
+        middle: tuple[int, int], result: tuple[int, int]) -> torch.Tensor:
+    """The function where v is None, else its derivative at x along v or, `transposed`, its adjoint; contiguous in channels_last.
+
+    `middle`, `result`: (height, width) at the higher rate and of the function's result; clamp < 0: none.
+    """
+    way_up, way_down = both_ways(x.shape, middle, result, fu, fd, up, down, padding, gain, flip_filter, x.dtype)
+    back_up, back_down = ([axis.transposed() for axis in way] for way in (way_down, way_up)) if transposed else (way_up, way_down)
+    tensors = [t.permute(0, 2, 3, 1).contiguous() for t in (x, v) if t is not None]
+    bias = None if b is None else b.contiguous()
+    bands = [Rows.of(axis) for axis in (*way_up, *back_up, *(way_down if v is None else back_down))]
+    down_h, down_w = bands[4:]
+    y = x.new_empty([x.shape[0], down_h.out, down_w.out, x.shape[1]])
+
+    job = Job(num_sources=len(tensors), down_h=down_h, down_w=down_w, y=y.data_ptr(), N=x.shape[0], C=x.shape[1], slope=slope, clamp=clamp)
+    job.sources[0] = Source(tensors[0].data_ptr(), launching.address(bias), *bands[:2])
+    if v is not None:
+        job.sources[1] = Source(tensors[1].data_ptr(), None, *bands[2:4])
+    job.chunks = chunks_of(x.shape[0] * -(-x.shape[1] // 16), down_h.out)
+    launching.launch_cpu(library, "raycond_filtered_lrelu", job)
+    return y.permute(0, 3, 1, 2)
+
+
+def chunks_of(items: int, rows: int) -> int:
+    """Into how many pieces the rows are divided."""
+    wanted = -(-ITEMS_PER_THREAD * torch.get_num_threads() // items)
+    return max(1, min(wanted, rows // LEAST_ROWS))
