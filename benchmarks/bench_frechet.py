@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import platform
 import time
 
 import click
@@ -15,6 +12,7 @@ import numpy as np
 import scipy
 import scipy.linalg
 import torch
+from results import save_rows
 
 from metrics.frechet_inception_distance import frechet_distance
 
@@ -34,7 +32,7 @@ def timed(function, *args) -> tuple[float, float]:
 
 @click.command()
 @click.option("--features", default="256,2048", show_default=True, help="Sizes to measure", metavar="A,B")
-@click.option("--csv", "csv_path", help="Write the results to this file", metavar="FILE")
+@click.option("--csv", "csv_path", help="Append the results to this file", metavar="FILE")
 def main(features: str, csv_path: str | None) -> None:
     """Print a row per number of features."""
     rows = []
@@ -48,13 +46,10 @@ def main(features: str, csv_path: str | None) -> None:
         theirs, expected = timed(sqrtm_distance, *args)
         rows.append(dict(features=size, eigenvalues_s=f"{ours:.3f}", sqrtm_s=f"{theirs:.3f}", ratio=f"{theirs / ours:.1f}",
                          relative_difference=f"{abs(distance / expected - 1):.1e}", threads=torch.get_num_threads(),
-                         machine=f"{platform.machine()} {os.cpu_count()} cores", torch=torch.__version__, numpy=np.__version__, scipy=scipy.__version__))
+                         numpy=np.__version__, scipy=scipy.__version__))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
     if csv_path is not None:
-        with open(csv_path, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        save_rows(csv_path, rows)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ conv_transpose2d and four sub-pixel convolutions. Both sides are measured in tur
 from __future__ import annotations
 
 import collections
-import csv
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from typing import NamedTuple
 import click
 import torch
 import torch.nn.functional as F
+from results import save_rows
 
 from camera_utils.datasets import camera_for
 from dnnlib.util import construct_class_by_name
@@ -136,16 +134,11 @@ def main(cfg: str, resolution: int, cbase: int, batch: int, rays: str, device: s
         whole.append(statistics.median(timed(forward, device) for _ in range(repeats)))
         bare.append(bare_convolutions(G, batch, device, dtype, repeats))
     ratios = [a / b for a, b in zip(whole, bare)]
-    row = dict(network=cfg, resolution=resolution, cbase=cbase, batch=batch, device=str(device), cpu=platform.processor() or platform.machine(),
-               threads=threads, torch=torch.__version__, generator_s=round(statistics.median(whole), 4), convolutions_s=round(statistics.median(bare), 4),
+    row = dict(network=cfg, resolution=resolution, cbase=cbase, batch=batch, device=str(device),
+               threads=threads, generator_s=round(statistics.median(whole), 4), convolutions_s=round(statistics.median(bare), 4),
                ratio=round(statistics.median(ratios), 3))
     if csv_path:
-        fresh = not os.path.exists(csv_path)
-        with open(csv_path, "a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+        save_rows(csv_path, [row])
     print(f"{cfg} {resolution} px, cbase {cbase}, batch {batch}, {device}, {threads} threads, torch {torch.__version__}")
     print(f"generator         {row['generator_s']:.3f} s")
     print(f"bare convolutions {row['convolutions_s']:.3f} s")

@@ -9,7 +9,6 @@ torch loaded, in units of the tensors' bytes.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import click
 import torch
+from results import save_rows
 
 ROOT = Path(__file__).parents[1]
 LOADS = {
@@ -70,7 +70,7 @@ def measure(kind: str, path: str) -> dict[str, float]:
 @click.option("--resolution", default=512, show_default=True, help="Of the images [px]")
 @click.option("--cbase", "channel_base", default=32768, show_default=True, help="Channels at resolution R are this by R")
 @click.option("--repeats", default=7, show_default=True, help="Loads of each kind, taken in turns; the median counts")
-@click.option("--csv", "csv_path", help="Write the results to this file", metavar="FILE")
+@click.option("--csv", "csv_path", help="Append the results to this file", metavar="FILE")
 def main(resolution: int, channel_base: int, repeats: int, csv_path: str | None) -> None:
     """Print a row for each way to load, and the two ratios that are promised: time and memory at most 1.5."""
     with tempfile.TemporaryDirectory() as folder:
@@ -86,14 +86,11 @@ def main(resolution: int, channel_base: int, repeats: int, csv_path: str | None)
     rows = [dict(load=kind, resolution=resolution, tensors_mb=f"{size / 1e6:.0f}", seconds=f"{seconds[kind]:.3f}",
                  fastest_s=f"{min(run['seconds'] for run in runs[kind]):.3f}", time_ratio=f"{seconds[kind] / seconds['torch.load']:.2f}",
                  peak_mb=f"{peak[kind] / 1e6:.0f}", peak_per_tensor_byte=f"{peak[kind] / size:.2f}", repeats=repeats,
-                 machine=f"{platform.machine()} {os.cpu_count()} cores", python=platform.python_version(), torch=torch.__version__) for kind in LOADS]
+                 python=platform.python_version()) for kind in LOADS]
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if csv_path is not None:
-        with open(csv_path, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        save_rows(csv_path, rows)
 
 
 if __name__ == "__main__":

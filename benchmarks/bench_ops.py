@@ -10,14 +10,13 @@ the op must read and write, over its time, over the copy's rate. For convolution
 
 from __future__ import annotations
 
-import csv
-import os
 import statistics
 import time
 from collections.abc import Callable
 
 import click
 import torch
+from results import save_rows
 
 from torch_utils import custom_ops
 from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, upfirdn2d
@@ -92,15 +91,10 @@ def main(device: str, dtype: str | None, threads: int, repeats: int, csv_path: s
                 copy_rate = moved / seconds if copy_rate is None else copy_rate
                 share = f"{moved / seconds / copy_rate:.2f}" if moved else ""
                 rows.append(dict(op=op, n=n, channels=channels, size=size, format=format_name, dtype=str(kind).split(".")[1], device=name,
-                                 torch=torch.__version__, ops=custom_ops.mode(), ms=round(seconds * 1e3, 4), bandwidth=share))
+                                 ops=custom_ops.mode(), ms=round(seconds * 1e3, 4), bandwidth=share))
                 print(f"{op:16} {n} x {channels:3} x {size:3}^2 {format_name:14} {seconds * 1e3:10.3f} ms   {share}", flush=True)
     if csv_path:
-        fresh = not os.path.exists(csv_path)
-        with open(csv_path, "a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
+        save_rows(csv_path, rows)
 
 
 if __name__ == "__main__":

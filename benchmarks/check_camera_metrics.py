@@ -1,6 +1,6 @@
 """The camera metrics on "networks" whose faults are known: the renderer of procedural heads in the generator's place.
 
-    python -m benchmarks.check_camera_metrics --data=heads-32.zip --pose-regressor=pose-heads-32.pt --embedding=scenes-heads-32.pt
+    python benchmarks/check_camera_metrics.py --data=heads-32.zip --pose-regressor=pose-heads-32.pt --embedding=scenes-heads-32.pt
 
 docs/metrics.md shows the table that this prints, and how the three files are made.
 """

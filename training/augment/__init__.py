@@ -38,7 +38,7 @@ class AugmentPipe(torch.nn.Module):
         rotate90:           float           = 0,            # Multiplier: quarter turns.
         xint:               float           = 0,            # Multiplier: shifts by whole pixels.
         xint_max:           float           = 0.125,        # Largest such shift, relative to the image.
-        # General geometry.
+        # Any affine map.
         scale:              float           = 0,            # Multiplier: zooms.
         rotate:             float           = 0,            # Multiplier: rotates by any angle.
         aniso:              float           = 0,            # Multiplier: stretches in one direction, shrinks across it.

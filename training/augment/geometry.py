@@ -1,4 +1,4 @@
-"""Geometric augmentations: pixel blitting and general affine maps, all done in one resampling of the image.
+"""What moves an image: whole pixels or any affine map, all in one resampling.
 
 A matrix here is an inverse: it takes a point of the augmented image to the point of the given image that is shown there. Points are (x, y, 1)
 in pixels from the image's centre, x to the right, y down.
