@@ -167,6 +167,10 @@ def slow(path, text=False):
     with whole(path, text) as stream:
         yield Slow(stream)
 torch_utils.persistence.open_whole = training.training_state.open_whole = slow
+import training.snapshots, training.status
+training.snapshots.ImageSnapshots.save_fakes = lambda *args: None       # pictures are not what is tested here, and take long
+training.status._tensorboard_writer = lambda *args: None
+training.status.save_curves = lambda *args: None
 import train
 train.main()
 """
@@ -175,7 +179,7 @@ train.main()
 @pytest.mark.slow
 def test_thirty_kills(camera_zip, tmp_path):
     """`kill -9` at random moments, writing included; each restart goes on from a whole state; the end is that of an untouched run."""
-    options = ["--cfg=raycond2", "--kimg=1.2", "--workers=1", "--tick=0.024"]
+    options = ["--cfg=raycond2", "--kimg=1.2", "--workers=1", "--tick=0.016"]
     finish(tmp_path / "whole", camera_zip, *options)
     outdir = tmp_path / "runs"
     line = [sys.executable, "-c", SLOW_WRITER, *arguments(outdir, camera_zip, *options)]
