@@ -62,6 +62,8 @@ def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, 
         raise UserError(f"{name}: holds no network (no G, D or G_ema); {_REMEDY}")
     if force_fp16:
         for key in NETWORKS:
+            if data[key] is not None and not persistence.is_persistent(data[key]):
+                raise UserError(f"{name}: its {key} is a network of another project, which force_fp16 does not know; leave that out")
             if data[key] is not None:
                 data[key] = persistence.rebuild_like(data[key], num_fp16_res=4, conv_clamp=256).eval().requires_grad_(False)
     return data
@@ -214,7 +216,10 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
         if data[key] is not None and not persistence.is_persistent(data[key]):
             raise UserError(f"{source}: its {key} is a network of another project ({type(data[key]).__name__}); without its code no file can hold it")
     data.update({key: value for key, value in (("licence", licence), ("origin", origin)) if value is not None})
-    writer(data, dest)
+    try:
+        writer(data, dest)
+    except OSError as error:
+        raise UserError(f"--dest={dest}: cannot be written: {error.strerror or error}; nothing was changed") from error
     for key in NETWORKS:
         if data[key] is not None:
             print(f"{key:<6} {type(data[key]).__module__}.{type(data[key]).__name__}  {sum(p.numel() for p in data[key].parameters()):,} parameters")

@@ -132,8 +132,8 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
     The same command again continues where the last one ended. SIGTERM and SIGUSR1 save the state and leave with exit code 75, Ctrl-C with 130.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
+    kwargs["resume"] = None if kwargs["resume"] == "auto" else kwargs["resume"]
     options = cfg.apply_recipe(cfg.Options(**kwargs))
-    options.resume = None if options.resume == "auto" else options.resume
     preset = cfg.preset_of(options)
     from torch_utils import distributed
     from training import continuing
@@ -173,7 +173,7 @@ def train(config: dnnlib.EasyDict, plan_text: str) -> None:
     with continuing.locked(config.run_dir):
         write_options(config, plan_text)
         continuing.remove_parts(config.run_dir)
-        state, _ = training_state.newest(config.run_dir)       # again, now that nobody else is writing
+        state, _ = training_state.newest(config.run_dir, set_aside=True)       # again, now that nobody else is writing
         stopped_by = distributed.launch(run_process, config.num_gpus, config.device, dict(config), state)
     if stopped_by:
         name = signal.Signals(stopped_by).name

@@ -158,7 +158,7 @@ whole = dnnlib.util.open_whole
 class Slow:
     def __init__(self, stream): self.stream = stream
     def write(self, data):
-        time.sleep(0.002)
+        time.sleep(0.0003)
         return self.stream.write(data)
     def __getattr__(self, name): return getattr(self.stream, name)
 import contextlib
@@ -177,9 +177,10 @@ train.main()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_thirty_kills(camera_zip, tmp_path):
     """`kill -9` at random moments, writing included; each restart goes on from a whole state; the end is that of an untouched run."""
-    options = ["--cfg=raycond2", "--kimg=1.2", "--workers=1", "--tick=0.016"]
+    options = ["--cfg=raycond2", "--kimg=0.96", "--workers=1", "--tick=0.016"]
     finish(tmp_path / "whole", camera_zip, *options)
     outdir = tmp_path / "runs"
     line = [sys.executable, "-c", SLOW_WRITER, *arguments(outdir, camera_zip, *options)]
@@ -305,6 +306,40 @@ def test_damaged_states_are_passed_over(copied, camera_zip):
     for path in training_state.states_of(str(copied)):
         Path(path).write_bytes(whole[:1000])
     refused(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.032"), says=["none of its states", "--new"])
+
+
+def test_a_damaged_state_does_not_count_as_the_newest(copied, camera_zip):
+    """Else --keep=1 would remove the good one."""
+    whole = Path(training_state.states_of(str(copied))[0]).read_bytes()
+    middle = len(whole) // 2
+    (copied / "training-state-000007.pt").write_bytes(whole[:middle] + bytes(4096) + whole[middle + 4096:])      # its length is right
+    for kimg, done in (("0.024", 2), ("0.032", 3)):
+        code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", f"--kimg={kimg}", "--keep=1"))
+        assert code == 0 and f"{done} steps are done" in output, output
+    assert sorted(path.name for path in copied.glob("training-state*")) == ["training-state-000000.pt", "training-state-000007.pt.damaged"]
+
+
+def test_a_request_at_a_tick_without_a_snapshot(camera_zip, tmp_path, monkeypatch):
+    """What is not saved is not left behind."""
+    from training.status import Status
+    printed = Status.print_tick
+
+    def print_tick(self, augment_p, step):
+        if self.tick == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        printed(self, augment_p, step)
+
+    monkeypatch.setattr(Status, "print_tick", print_tick)
+    code, output = run_train(*arguments(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=0.08"), "--snap=50")
+    assert code == 75 and "SIGTERM: the state was saved" in output
+    state = last_state(only_run(tmp_path))
+    assert state["status"]["tick"] == 3 and state["step"] == 6
+
+
+def test_a_broken_line_of_statistics_costs_no_run(copied, camera_zip):
+    with open(copied / "stats.jsonl", "ab") as stream:
+        stream.write(bytes(100) + b"\n[1]\n{\n")
+    assert run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024"))[0] == 0
 
 
 def test_a_state_names_no_functions(tmp_path):

@@ -41,6 +41,8 @@ FORMAT_VERSION = 7                       # 6 and below: the released format
 # Packages whose modules a file may have imported. Classes from elsewhere must have been imported by whoever loads the file.
 OWN_PACKAGES = ("training", "metrics", "inversion", "torch_utils")
 
+FOREIGN_MODULES = "_trusted_source_"     # how the modules begin that trusted_source makes of the code in a file: no other process has them
+
 _classes: dict[str, type] = {}           # full name -> class, of all persistent classes
 _import_hooks: list[Callable] = []
 
@@ -77,7 +79,7 @@ def persistent_class(cls: T) -> T:
 def is_persistent(obj: Any) -> bool:
     """Whether that class, or the class of that object, is a persistent one."""
     cls = obj if isinstance(obj, type) else type(obj)
-    return _classes.get(_full_name(cls)) is cls
+    return _classes.get(_full_name(cls)) is cls and not cls.__module__.startswith(FOREIGN_MODULES)
 
 
 def import_hook(hook: Callable[[EasyDict], EasyDict]) -> None:

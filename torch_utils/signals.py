@@ -55,12 +55,16 @@ class StopRequest:
 
     @contextlib.contextmanager
     def may_leave(self) -> Iterator[None]:
-        """Within, a request raises Interrupted at once."""
+        """Within, a request raises Interrupted at once; so does what other processes, which have left, make fail."""
         self._may_leave = True
         try:
             if self.number:
                 raise Interrupted
             yield
+        except RuntimeError as error:
+            if self.number:
+                raise Interrupted from error
+            raise
         finally:
             self._may_leave = False
 

@@ -114,7 +114,7 @@ def _from_source(class_name: str, state: Any, source: str) -> Any:
 
 def _module_from(source: str) -> types.ModuleType:
     """Executes the source, the first time."""
-    name = f"_trusted_source_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    name = f"{persistence.FOREIGN_MODULES}{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     if name not in sys.modules:
         module = types.ModuleType(name, "Source code from a network file.")
         sys.modules[name] = module       # dataclasses and torch look for the module of a class there

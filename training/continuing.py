@@ -86,6 +86,9 @@ def branch_off(config: EasyDict, path: str, rays_given: bool) -> list[str]:
                 raise UserError(f"--resume={path} --rays={now}: the networks of this state know --rays={before}; leave --rays out, or start from weights")
             config[network]["rays"] = before
     config.resume_state, config.resume_pkl, config.ema_rampup = path, None, old.ema_rampup
+    config.loss_kwargs.update({key: value for key, value in old.loss_kwargs.items() if key.startswith("blur")})      # what a warm start has set
+    if "ada_kimg" in config and "ada_kimg" in old:
+        config.ada_kimg = old.ada_kimg
     changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in (*FREE, "resume_state", "resume_pkl")]
     changed = f" Changed since then: {'; '.join(changes)}." if changes else ""
     return [*notes, f"Goes on in a new run from {path}.{changed}"]
@@ -94,8 +97,9 @@ def branch_off(config: EasyDict, path: str, rays_given: bool) -> list[str]:
 def same_augmentation(config: dict, state: dict) -> bool:
     """Does the state's strength of augmentation still mean the same?"""
     old = json.loads(state["config"])
-    keys = ("augment_kwargs", "augment_p", "ada_target", "ada_interval", "ada_kimg")
-    return all(json.dumps(old.get(key)) == json.dumps(config.get(key)) for key in keys)
+    adaptive = [run.get("ada_target") is not None for run in (old, config)]
+    keys = ("augment_kwargs",) if all(adaptive) else ("augment_kwargs", "augment_p")
+    return adaptive[0] == adaptive[1] and all(json.dumps(old.get(key)) == json.dumps(config.get(key)) for key in keys)
 
 
 @contextlib.contextmanager
@@ -130,8 +134,9 @@ def _wait_for_lock(stream: Any, run_dir: str) -> None:
                 stream.seek(0)
                 raise UserError(f"{run_dir} is being trained by {stream.read() or 'another process'}; wait for it, or start another run with --new") from None
             time.sleep(0.1)
-        except OSError:
-            return                       # a file system without locks
+        except OSError as error:         # a file system without locks
+            print(f"Warning: {run_dir} cannot be locked ({error.strerror}): do not start the same command twice at a time.")
+            return
 
 
 def _read_options(path: str) -> EasyDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -159,12 +160,13 @@ def _tensorboard_writer(run_dir: str, kimg: int) -> Any:
 
 
 def read_stats(run_dir: str) -> list[dict]:
-    """The records of stats.jsonl; a line that a kill cut short is left out."""
+    """The records of stats.jsonl; a line that a kill or a power cut has damaged is left out."""
     records = []
-    with open(os.path.join(run_dir, "stats.jsonl"), encoding="utf-8") as stream:
+    with open(os.path.join(run_dir, "stats.jsonl"), encoding="utf-8", errors="replace") as stream:
         for line in stream:
-            if line.endswith("\n"):
-                records.append(json.loads(line))
+            with contextlib.suppress(ValueError):
+                record = json.loads(line) if line.endswith("\n") else None
+                records += [record] if isinstance(record, dict) else []
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable
@@ -57,26 +58,29 @@ def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, load_networ
         print(f"{config.total_kimg - status.cur_nimg / 1000:g} kimg to go.\n")
 
     batches = iterate_batches(dataset, config, rank, device, start=status.cur_nimg)
-    while True:
-        if status.tick_ended:
-            with stop.may_leave():
-                maintenance.run()
-        if status.done:
-            break
-        batch = next(batches)                           # before seeding: the first one starts the loader, which draws
-        seed_layer_noise(config.random_seed, progress.step, rank)
-        stepper.step(progress.step, batch, status.cur_nimg)
-        progress.G_ema.update(G, status.cur_nimg, config.batch_size)
-        progress.step += 1
-        progress.augmentation.update(progress.step, config.batch_size)
-        status.advance()
-        asked = distributed.max_over_ranks(stop.number)
-        if asked or status.tick_ended and maintenance.is_due(config.network_snapshot_ticks):
-            maintenance.save_state()                    # before what takes long, so that it may be interrupted
-        if asked:
-            stop.number = asked                         # another rank may have been the one
-            break
-    status.close()
+    with contextlib.closing(status):
+        saved = state is not None                           # this very step?
+        while True:
+            if status.tick_ended:
+                with stop.may_leave() if saved else contextlib.nullcontext():
+                    maintenance.run()
+                    distributed.barrier()                   # so that no rank begins a step while another one leaves
+            if status.done:
+                break
+            batch = next(batches)                           # before seeding: the first one starts the loader, which draws
+            seed_layer_noise(config.random_seed, progress.step, rank)
+            stepper.step(progress.step, batch, status.cur_nimg)
+            progress.G_ema.update(G, status.cur_nimg, config.batch_size)
+            progress.step += 1
+            progress.augmentation.update(progress.step, config.batch_size)
+            status.advance()
+            asked = distributed.max_over_ranks(stop.number)
+            saved = asked > 0 or (status.tick_ended and maintenance.is_due(config.network_snapshot_ticks))
+            if saved:
+                maintenance.save_state()                    # before what takes long, so that it may be interrupted
+            if asked:
+                stop.number = asked                         # another rank may have been the one
+                break
 
 
 class Maintenance:

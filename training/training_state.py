@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +118,10 @@ def save(state: dict[str, Any], path: str, config: dict) -> None:
     """Writes the file whole or not at all. `config` is kept to compare with that of whoever goes on."""
     with open_whole(path) as stream:
         sink = _Sink(stream)
-        torch.save(dict(state, config=json.dumps(config)), sink)
-        sink.check()
+        try:
+            torch.save(dict(state, config=json.dumps(config)), sink)
+        finally:
+            sink.check()                                # rather than what torch makes of it
 
 
 class _Sink:
@@ -126,13 +129,13 @@ class _Sink:
 
     def __init__(self, stream: Any):
         self._stream = stream
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         if self._error is None:
             try:
                 return self._stream.write(data)
-            except OSError as error:
+            except BaseException as error:             # an interrupt, too
                 self._error = error
         return len(memoryview(data).cast("B"))
 
@@ -165,16 +168,32 @@ def states_of(run_dir: str) -> list[str]:
     return _numbered(run_dir, "training-state-*.pt")[::-1]
 
 
-def newest(run_dir: str) -> tuple[str | None, list[str]]:
-    """The newest state that can be read, None where there is none; and what to say about others."""
+def newest(run_dir: str, set_aside: bool = False) -> tuple[str | None, list[str]]:
+    """The newest state that can be read, None where there is none; and what to say about others. `set_aside`: renames those, so that they do not
+    count as the newest any more; for whoever holds the run's lock.
+    """
     notes = []
     for path in states_of(run_dir):
         try:
+            _check_sums(path)
             load(path, mmap=True)
             return path, notes
         except UserError as error:
             notes.append(f"Warning: {error.message}; trying the one before.")
+            if set_aside:
+                os.replace(path, path + ".damaged")
     return None, notes
+
+
+def _check_sums(path: str) -> None:
+    """UserError where bytes have changed since they were written; torch.load does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); use another one of the run") from error
+    if damaged is not None:
+        raise UserError(f"{path}: damaged (in {damaged}); use another one of the run")
 
 
 def prune(run_dir: str, keep: int | None) -> None:
