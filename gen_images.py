@@ -190,7 +190,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 @click.option("--camera-file",  help="Cameras from JSON: 25 numbers, a list of such lists, or a dataset.json", metavar="FILE")
 # Output.
 @click.option("--grid",         help="Also write grid.png: a row per latent, a column per camera", is_flag=True)
-@click.option("--trust",        help="Run the code in the file, if it holds networks of another project", is_flag=True)
+@legacy.trust_option
 @click.option("--batch",        help="Images per pass; fewer need less memory  [default: by resolution]", type=click.IntRange(min=1))
 @click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: int | None, noise_mode: str, translate: tuple[float, float],

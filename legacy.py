@@ -85,8 +85,11 @@ def generator_of(data: dict[str, Any], name: str) -> torch.nn.Module:
     return G.eval().requires_grad_(False)
 
 
+trust_option = click.option("--trust", help="Run the code in the file, if it holds networks of another project", is_flag=True)
+
+
 def warn_of_trust(source: str) -> None:
-    """For commands with --trust."""
+    """For commands with `trust_option`."""
     print(f"Warning: --trust runs the code that {source} contains, with your rights.", file=sys.stderr)
 
 
@@ -197,7 +200,7 @@ EXAMPLES = """Examples:
 @click.option("--licence", help="Licence of the networks; kept with them", metavar="TEXT")
 @click.option("--origin", help="Where they come from; kept with them", metavar="TEXT")
 @click.option("--force-fp16", help="Half precision in the four highest resolutions", type=bool, default=False, show_default=True)
-@click.option("--trust", help="Run code in the file that it takes to read what is ours in it", is_flag=True)
+@trust_option
 def main(source: str, dest: str, what: str | None, licence: str | None, origin: str | None, force_fp16: bool, trust: bool) -> None:
     """Converts a network file into one of ours."""
     writer = {".pkl": persistence.save, ".safetensors": sharing.save}.get(os.path.splitext(dest)[1])

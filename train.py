@@ -151,6 +151,8 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
     if earlier is not None and earlier.finished:
         print(f"{earlier.run_dir} has trained for its {config.total_kimg:g} kimg. Train longer with a larger --kimg, or start another run with --new.")
         return
+    if earlier is None and options.resume is None:
+        notes += continuing.describe_other(options.outdir, config)
     notes += prepare_start(config, options, earlier)
     notes += check_metrics(config, options, dry_run)
     if device == "cpu":
@@ -167,14 +169,19 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
 
 def train(config: dnnlib.EasyDict, plan_text: str) -> None:
     """Runs or continues what is in config.run_dir. Leaves the program where a signal ended it."""
-    from torch_utils import distributed
+    from torch_utils import distributed, signals
     from training import continuing, training_state
     print(plan_text)
     with continuing.locked(config.run_dir):
         write_options(config, plan_text)
         continuing.remove_parts(config.run_dir)
         state, _ = training_state.newest(config.run_dir, set_aside=True)       # again, now that nobody else is writing
-        stopped_by = distributed.launch(run_process, config.num_gpus, config.device, dict(config), state)
+        try:
+            stopped_by = distributed.launch(run_process, config.num_gpus, config.device, dict(config), state)
+        except signals.Interrupted as error:
+            name = signal.Signals(error.args[0]).name
+            print(f"{name}: stopped while nothing was under way. The same command begins or continues {config.run_dir}.")
+            sys.exit(128 + error.args[0])
     if stopped_by:
         name = signal.Signals(stopped_by).name
         print(f"{name}: the state was saved in {config.run_dir}. The same command continues.")

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,7 +114,8 @@ def wait_for(process, path, timeout=120):
 
 
 @pytest.mark.parametrize("number, code, gpus", [
-    (signal.SIGTERM, 75, 1), *(pytest.param(*row, marks=pytest.mark.slow) for row in [(signal.SIGINT, 130, 1), (signal.SIGUSR1, 75, 2)])])
+    (signal.SIGTERM, 75, 1),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGUSR1, 75, 2)])])
 def test_signals_save_and_leave(number, code, gpus, camera_zip, tmp_path):
     options = ["--cfg=raycond2", f"--gpus={gpus}", "--kimg=0.24", "--workers=1", "--snap=5"]
     process = subprocess.Popen(command(tmp_path / "runs", camera_zip, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -144,10 +148,37 @@ def test_a_request_while_nothing_is_unsaved_leaves_at_once():
         time.sleep(5)
     with signals.StopRequest() as stop, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)                     # the same Ctrl-C, by another way
         assert stop.number == signal.SIGINT
+        time.sleep(signals.SAME_PRESS_S + 0.1)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_requests_and_kills_of_two_processes(camera_zip, tmp_path):
+    """At any moment, while the processes start too: they all end soon, without a traceback, and the end is that of an untouched run."""
+    options = ["--cfg=raycond2", "--gpus=2", "--kimg=0.4", "--workers=1", "--snap=3"]
+    finish(tmp_path / "whole", camera_zip, *options)
+    rng, environment, codes = random.Random(0), dict(os.environ, OMP_NUM_THREADS="1"), []
+    for i in range(20):
+        process = subprocess.Popen(command(tmp_path / "runs", camera_zip, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                   env=environment)
+        time.sleep(0.7 * i + rng.uniform(0, 0.7))
+        process.send_signal([signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1][i % 4])
+        start = time.time()
+        output, _ = process.communicate(timeout=60)             # its children hold the pipe, so they have ended too
+        assert time.time() - start < 25, output
+        codes.append(process.returncode)
+        assert "Traceback" not in output or "run_process" not in output, (i, output)
+        assert codes[-1] != 1 or "Aborted" in output, output
+    assert 75 in codes, codes
+    finish(tmp_path / "runs", camera_zip, *options)
+    with_states = [folder for folder in (tmp_path / "runs").iterdir() if training_state.states_of(str(folder))]
+    assert len(with_states) == 1
+    assert_same_training(with_states[0], only_run(tmp_path / "whole"))
 
 
 SLOW_WRITER = """
@@ -350,6 +381,69 @@ def test_a_state_names_no_functions(tmp_path):
     with pytest.raises(training_state.UserError, match="training-state-000001.pt"):
         training_state.load(str(tmp_path / "training-state-000001.pt"))
     assert not (tmp_path / "ran").exists()
+
+
+def _with(path, **changes):
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(step="2"), "'step'"), (dict(networks=None), "'networks'"), (dict(networks=dict(G=1)), "'networks'"), (dict(status=None), "'status'"),
+    (dict(status={}), "'status'"), (dict(config="{"), "'config'"), (dict(config="[" * 10000), "'config'"), (dict(config="3"), "'config'"),
+    (dict(format=2), "format 2"), (dict(random=3), "'random'"),
+])
+def test_states_of_another_kind(copied, changes, says):
+    path = training_state.states_of(str(copied))[0]
+    _with(path, **changes)
+    with pytest.raises(training_state.UserError, match=says):
+        training_state.load(path)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(random=[{}]), dict(random=[dict(torch=torch.zeros(3, dtype=torch.uint8), cuda=None, numpy=(), python=())]), dict(optimizers={}),
+    dict(optimizers=dict(G={}, D={})), dict(networks={}), dict(augmentation={}), dict(pl_mean=torch.zeros(3)), dict(status=dict(cur_nimg=16)),
+])
+def test_states_that_do_not_fit(copied, camera_zip, changes):
+    _with(training_state.states_of(str(copied))[0], **changes)
+    refused(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024"), says=["training-state-000000.pt", "does not fit"])
+
+
+def _bytes_out_of_nothing():
+    class Huge:
+        def __reduce__(self):
+            return bytearray, (0x70000000,)
+    return Huge()
+
+
+def _packed(path):
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, bytes(2 ** 28) if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda path: _with(path, status=_bytes_out_of_nothing()), "bytearray"), (_packed, "compressed"),
+    (lambda path: Path(path).write_bytes(pickle.dumps(dict(format=1))), "no training state"),
+])
+def test_states_that_would_allocate(copied, spoil, says):
+    path = training_state.states_of(str(copied))[0]
+    spoil(path)
+    tracemalloc.start()
+    with pytest.raises(training_state.UserError, match=says):
+        training_state.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+
+
+def test_a_changed_option_is_said(copied, camera_zip):
+    """It begins a new run, which people may not have meant."""
+    code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024", "--batch=16", "-n"))
+    assert code == 0 and f"--resume={copied}" in output and "batch_size 8 -> 16" in output
+    code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024", "-n"))
+    assert code == 0 and "Continues the run" in output and "new run" not in output
 
 
 def test_a_state_wins_over_the_network_it_started_from(begun, camera_zip, tmp_path):

@@ -30,8 +30,8 @@ import calc_metrics
 import gen_images
 import legacy
 from dnnlib import UserError
-from torch_utils import persistence, pickle_opcodes, pickle_scan, safe_pickle
-from training import networks_stylegan2
+from torch_utils import persistence, pickle_opcodes, pickle_scan, safe_pickle, sharing
+from training import networks_stylegan2, training_state
 from training.dataset import open_stored
 
 ROOT = Path(__file__).parents[1]
@@ -284,38 +284,59 @@ def damaged(data, opcodes, rng):
     return bytes(data)
 
 
-def fuzz(seconds, seed):
-    """Counts of outcomes; raises whatever is no UserError."""
+def shared_file(folder):
+    """A .safetensors, and where its header lies."""
+    path = folder / "shared.safetensors"
+    sharing.save(dict(G_ema=networks_stylegan2.Generator(**hostile_files.KWARGS)), path)
+    data = path.read_bytes()
+    return data, range(8 + struct.unpack("<Q", data[:8])[0])
+
+
+def state_file(folder):
+    """A training state of nothing much, and where its pickle and its directory lie."""
+    path = str(folder / "training-state-000000.pt")
+    tensors = {"G": {"weight": torch.ones(3, 4)}}
+    training_state.save(dict(format=1, step=1, networks=tensors, optimizers=tensors, pl_mean=torch.zeros([]), augmentation={}, status=dict(cur_nimg=8),
+                             random=[dict(torch=torch.zeros(8, dtype=torch.uint8), python=(3, (1, 2), None))]), path, {"a": 1})
+    data = Path(path).read_bytes()
+    return data, [*range(1200), *range(data.index(b"PK\1\2"), len(data))]
+
+
+def fuzz(seconds, seed, folder):
+    """Counts of outcomes by kind of file; raises whatever is no UserError."""
     rng = random.Random(seed)
-    sources = [path.read_bytes() for path in sorted((DATA / "pickles").glob("*.pkl"))] + [own_file()]
-    positions = [[position for _, _, position in pickletools.genops(data)] for data in sources]
-    counts = dict(loaded=0, refused=0)
+    pickles = [path.read_bytes() for path in sorted((DATA / "pickles").glob("*.pkl"))] + 3 * [own_file()]
+    kinds = dict(pickle=([(data, [position for _, _, position in pickletools.genops(data)]) for data in pickles], legacy.load_network_pkl),
+                 safetensors=([shared_file(folder)], legacy.load_network_pkl), pt=([state_file(folder)], lambda path: training_state.load(str(path))))
+    counts = collections.Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        which = rng.randrange(len(sources)) if rng.random() < 0.5 else len(sources) - 1
-        data = damaged(sources[which], positions[which], rng)
+        kind = rng.choice(("pickle", "pickle", "safetensors", "pt"))
+        sources, load = kinds[kind]
+        path = folder / f"damaged.{kind}"
+        path.write_bytes(damaged(*rng.choice(sources), rng))
         try:
-            legacy.load_network_pkl(io.BytesIO(data))
-            counts["loaded"] += 1
+            load(path)
+            counts[kind, "loaded"] += 1
         except UserError as error:
-            counts["refused"] += 1
-            assert "\n" not in error.format_message() and len(error.format_message()) < 1000
-            assert "RecursionError" not in error.format_message()
+            counts[kind, "refused"] += 1
+            message = error.format_message()
+            assert "\n" not in message and len(message) < 1000 + len(str(folder)) and "RecursionError" not in message
     return counts
 
 
-def limited_fuzz(seconds, seed):
+def limited_fuzz(seconds, seed, folder):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts = fuzz(seconds, seed)
+    counts = fuzz(seconds, seed, folder)
     gc.collect()
-    assert counts["refused"] > 20 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20      # KB
-    return counts
+    assert all(counts[kind, "refused"] > 20 for kind in ("pickle", "safetensors", "pt")), counts
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20      # KB
 
 
-def test_fuzz():
-    limited_fuzz(12, seed=0)
+def test_fuzz(tmp_path):
+    limited_fuzz(15, seed=0, folder=tmp_path)
 
 
 @pytest.mark.slow
-def test_fuzz_longer():
-    limited_fuzz(240, seed=int(time.time()))
+def test_fuzz_longer(tmp_path):
+    limited_fuzz(240, seed=int(time.time()), folder=tmp_path)

@@ -45,15 +45,18 @@ def launch(function: Callable[..., Any], num_processes: int, device: str, *args:
     """function(rank, device, *args) in this process, or in `num_processes` new ones that know of one another. Returns what rank 0 does.
 
     device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. It, the arguments and the result are pickled for new
-    processes. A UserError in any of them is raised here. SIGTERM and SIGUSR1 go on to all of them (a terminal's Ctrl-C does so itself).
+    processes. A UserError in any of them is raised here. SIGTERM, SIGUSR1 and the first SIGINT go on to all of them; Interrupted where that
+    ends them because the function has not begun to handle signals.
     """
     if num_processes == 1:
         return _run(0, function, 1, device, args)
     answers = torch.multiprocessing.get_context("spawn").SimpleQueue()
     address = f"tcp://127.0.0.1:{free_port()}"
-    context = torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, answers), nprocs=num_processes, join=False)
+    relay = _Relay()
     try:
-        with _signals_go_to(context.pids()):
+        with relay.handled():            # before there are processes, so that no request is lost
+            context = torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, answers), nprocs=num_processes, join=False)
+            relay.connect(context.pids())
             while not context.join():
                 pass
     except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
@@ -61,21 +64,36 @@ def launch(function: Callable[..., Any], num_processes: int, device: str, *args:
             kind, answer = answers.get()
             if kind == "mistake":
                 raise UserError(answer) from None
+        if relay.number:
+            raise signals.Interrupted(relay.number) from None
         raise
+    if answers.empty():                  # a process that SIGINT ends while it starts says nothing
+        raise signals.Interrupted(relay.number or signal.SIGINT)
     return answers.get()[1]
 
 
-def _signals_go_to(pids: list[int]) -> contextlib.AbstractContextManager:
-    """Within, this process hands signals on; the first Ctrl-C leaves it to the others to end."""
-    def hand_on(number: int, frame: Any) -> None:
-        for pid in pids:
+class _Relay:
+    """Hands signals on to other processes; a second SIGINT is for this one."""
+
+    def __init__(self) -> None:
+        self.number = 0                  # the last signal
+        self._pids: list[int] | None = None
+
+    def handled(self) -> contextlib.AbstractContextManager:
+        return signals.handled(dict.fromkeys((*signals.REQUESTS, signal.SIGINT), self._hand_on))
+
+    def connect(self, pids: list[int]) -> None:
+        self._pids = pids
+        if self.number:
+            self._hand_on(self.number, None)
+
+    def _hand_on(self, number: int, frame: Any) -> None:
+        self.number = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        for pid in self._pids or ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-    def once(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    return signals.handled({**dict.fromkeys(signals.REQUESTS, hand_on), signal.SIGINT: once})
 
 
 def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple, address: str | None = None, answers: Any = None) -> Any:

@@ -27,8 +27,8 @@ def get_state(module: torch.nn.Module) -> dict[str, Any]:
     )
 
 
-def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_lack: str = "") -> None:
-    """Puts tensors and flags in their places; the tensors become the module's own, without a copy.
+def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_lack: str = "", keep_dtypes: bool = True) -> None:
+    """Puts tensors and flags in their places; the tensors become the module's own, without a copy unless they take on its dtypes.
 
     Names and shapes must agree, else UserError naming `owner` and the tensor, and nothing has changed. Where the state lacks
     a tensor whose name matches the regular expression `may_lack`, the module keeps its own.
@@ -50,7 +50,8 @@ def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_la
         _check_fit(tensor, slots[name], f"{owner}: its tensor {name!r}")
 
     for name, tensor in tensors.items():
-        slots[name].data = tensor.detach()             # the parameter object stays, and with it whatever shares it
+        tensor = tensor.detach()
+        slots[name].data = tensor if keep_dtypes else tensor.to(slots[name].dtype)     # the parameter object stays, and with it whatever shares it
     trainable = set(state.get("trainable", ()))
     for name, param in module.named_parameters():
         param.requires_grad_(name in trainable)

@@ -199,7 +199,7 @@ def rebuild(meta: dict, may_lack: str = "") -> Any:
         raise UserError(f"{name}: {error.format_message()}") from error
     except Exception as error:           # whatever a constructor makes of arguments that are not its own
         raise UserError(f"{name} cannot be built from the init arguments in the file: {type(error).__name__}: {error}") from error
-    module_state.set_state(module, state, name, may_lack)
+    module_state.set_state(module, state, name, may_lack, keep_dtypes=not _is_ours(name))
     return module
 
 

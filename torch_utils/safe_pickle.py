@@ -29,7 +29,7 @@ __all__ = ["Refused", "load"]
 MAX_MESSAGE = 400                         # letters; more is part of the file, not of an explanation
 MAX_NETWORKS = 64                         # in a file; each takes time and memory to build, whatever there is of it in the file
 
-_RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
+RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
 
 
 def load(stream: BinaryIO, trust: bool = False) -> Any:
@@ -44,7 +44,7 @@ def load(stream: BinaryIO, trust: bool = False) -> Any:
     stream = stream if stream.seekable() else io.BytesIO(stream.read())
     try:
         with _no_collection():
-            allowed = {**_ALLOWED, _RECONSTRUCT: _Call(_at_most(MAX_NETWORKS, persistence._reconstruct_persistent_obj))}
+            allowed = {**ALLOWED, RECONSTRUCT: _Call(_at_most(MAX_NETWORKS, persistence._reconstruct_persistent_obj))}
             return _Unpickler(stream, allowed, Rules(allowed.keys(), _TAKE_ITEMS, _TAKE_STATE)).load()
     except Exception as error:
         if len(str(error)) > MAX_MESSAGE:
@@ -285,7 +285,7 @@ def _brief(value: Any) -> str:
 
 
 _FUNCTIONS = {
-    _RECONSTRUCT:                                           persistence._reconstruct_persistent_obj,
+    RECONSTRUCT:                                           persistence._reconstruct_persistent_obj,
     "torch_utils.tensor_bytes.decode":                      tensor_bytes.decode,
     "torch.storage._load_from_bytes":                       _load_storage,
     "torch._utils._rebuild_tensor_v2":                      _rebuild_tensor,
@@ -304,7 +304,7 @@ _MENTIONED = ("numpy.ndarray", "training.plucker.plucker_embedding", "training.p
 _TAKE_ITEMS = ("collections.OrderedDict", "dnnlib.util.EasyDict", "dnnlib.EasyDict")
 _TAKE_STATE = ("numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "dnnlib.tflib.network.Network")
 
-_ALLOWED: dict[str, Any] = {
+ALLOWED: dict[str, Any] = {
     **{name: _Call(function) for name, function in _FUNCTIONS.items()},
     **{name: _Name(name) for name in _MENTIONED},
     "dnnlib.util.EasyDict":     _NewEasyDict,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))     # to save and leave
 
 
+SAME_PRESS_S = 0.5                       # a terminal and a parent process may both deliver one Ctrl-C
+
+
 class Interrupted(BaseException):
-    """A request came while nothing was left to be saved."""
+    """A request came while nothing was left to be saved. The argument, where there is one, is the signal's number."""
 
 
 @contextlib.contextmanager
@@ -43,6 +48,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self._last = -math.inf           # when SIGINT came, on the monotonic clock
         self._may_leave = False
         self._handled = handled({number: self._remember for number in (*REQUESTS, signal.SIGINT)})
 
@@ -73,6 +79,9 @@ class StopRequest:
             parent = multiprocessing.parent_process()
             if parent is not None and not parent.is_alive():        # torch sends it when the process that spawned this one was killed
                 os._exit(1)
+            before, self._last = self._last, time.monotonic()
+            if self._last - before < SAME_PRESS_S:
+                return
             if self.number:
                 raise KeyboardInterrupt
         self.number = number

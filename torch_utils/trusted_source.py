@@ -32,9 +32,9 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
-        if full_name == safe_pickle._RECONSTRUCT:
+        if full_name == safe_pickle.RECONSTRUCT:
             return _reconstruct
-        return safe_pickle._ALLOWED[full_name] if full_name in safe_pickle._ALLOWED else super().find_class(module, name)
+        return safe_pickle.ALLOWED[full_name] if full_name in safe_pickle.ALLOWED else super().find_class(module, name)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnlib import EasyDict, UserError
-from dnnlib.util import open_whole
+from dnnlib.util import is_url, open_whole
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, RECIPES, Preset, lookup
 
 # What may change without making it another training: how it is computed, how long, what is written, where the data lie.
@@ -264,6 +264,8 @@ def fingerprint(config: dict, data_name: str) -> str:
     """Equal for configurations that train the same network in the same way. Of a configuration before anything is taken over from files."""
     same = {key: value for key, value in config.items() if key not in FREE}
     same["training_set_kwargs"] = {key: value for key, value in config["training_set_kwargs"].items() if key not in FREE_OF_DATA}
+    if same["resume_pkl"] is not None and not is_url(same["resume_pkl"]):
+        same["resume_pkl"] = os.path.normpath(same["resume_pkl"])
     return hashlib.sha256(json.dumps([same, data_name], sort_keys=True).encode()).hexdigest()
 
 

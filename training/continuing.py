@@ -14,6 +14,7 @@ from typing import Any
 from dnnlib import EasyDict, UserError
 from training import training_state
 from training.config import FREE, FREE_OF_DATA
+from training.status import read_stats
 
 try:
     import fcntl
@@ -22,6 +23,7 @@ except ImportError:                      # Windows: runs are not locked there
 
 SHAPES = ("img_resolution", "img_channels", "label_dim")
 LOCK_PATIENCE_S = 5.0                    # for a process that is just being killed
+MOST_CHANGES = 5                         # of a configuration that a line names
 
 
 @dataclass
@@ -37,8 +39,7 @@ class Earlier:
 
 def find_run(outdir: str, config: EasyDict) -> Earlier | None:
     """The newest run below `outdir` with the fingerprint of `config`; None where there is none that could go on."""
-    for path in sorted(glob.glob(os.path.join(glob.escape(outdir), "[0-9]*", "training_options.json")), reverse=True):
-        old, run_dir = _read_options(path), os.path.dirname(path)
+    for run_dir, old in _runs(outdir):
         if old.get("fingerprint") != config.fingerprint:
             continue
         state, notes = training_state.newest(run_dir)
@@ -48,6 +49,17 @@ def find_run(outdir: str, config: EasyDict) -> Earlier | None:
         finished = seen >= config.total_kimg * 1000 and _has_last_tick(run_dir, seen)
         return Earlier(run_dir, old, state, finished, notes)
     return None
+
+
+def describe_other(outdir: str, config: EasyDict) -> list[str]:
+    """What to say of a new run where the newest one below `outdir` has another configuration and could go on: people change an option and expect it to."""
+    for run_dir, old in _runs(outdir):
+        if training_state.states_of(run_dir):
+            changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in FREE]
+            more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+            return [f"Begins a new run. The newest one, {run_dir}, is another training ({'; '.join(changes[:MOST_CHANGES])}{more}): to go on from its state "
+                    f"with this command's options, add --resume={run_dir}."]
+    return []
 
 
 def take_over(config: EasyDict, earlier: Earlier) -> list[str]:
@@ -139,6 +151,12 @@ def _wait_for_lock(stream: Any, run_dir: str) -> None:
             return
 
 
+def _runs(outdir: str) -> Iterator[tuple[str, EasyDict]]:
+    """Run folders and their options, the newest first."""
+    for path in sorted(glob.glob(os.path.join(glob.escape(outdir), "[0-9]*", "training_options.json")), reverse=True):
+        yield os.path.dirname(path), _read_options(path)
+
+
 def _read_options(path: str) -> EasyDict:
     try:
         with open(path, encoding="utf-8") as stream:
@@ -160,7 +178,6 @@ def _newest_of(run_dir: str) -> tuple[str, list[str]]:
 
 
 def _has_last_tick(run_dir: str, cur_nimg: int) -> bool:
-    from training.status import read_stats
     if not os.path.exists(os.path.join(run_dir, "stats.jsonl")):
         return False
     records = read_stats(run_dir)

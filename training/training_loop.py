@@ -143,10 +143,12 @@ def make_progress(config: dnnlib.EasyDict, dataset: Any, device: torch.device, l
     augmentation = make_augmentation(config, device)
     loss = dnnlib.util.construct_class_by_name(device=device, G=G, D=D, augment_pipe=augmentation.pipe, **config.loss_kwargs)
     phases = make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
-    status = Status(config.run_dir, device, config.batch_size, config.total_kimg, config.kimg_per_tick, state and state["status"])
-    progress = Progress(G, D, G_ema, phases, loss, augmentation, status)
+    with contextlib.nullcontext() if state is None else training_state.understood(state_path):
+        status = Status(config.run_dir, device, config.batch_size, config.total_kimg, config.kimg_per_tick, state and state["status"])
+        progress = Progress(G, D, G_ema, phases, loss, augmentation, status)
+        if state is not None:
+            training_state.restore(progress, state, state_path, same_augmentation=continuing.same_augmentation(config, state))
     if state is not None:
-        training_state.restore(progress, state, state_path, same_augmentation=continuing.same_augmentation(config, state))
         distributed.print0(f"Continuing {state_path}: {status.cur_nimg / 1000:g} kimg and {progress.step} steps are done.")
     return progress
 

@@ -6,12 +6,15 @@ every rank. The position in the data and all draws of a step follow from the cou
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import io
 import json
 import os
 import random
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,7 @@ import torch
 from dnnlib import UserError
 from dnnlib.util import open_whole
 from torch_utils import distributed, misc
+from torch_utils.pickle_scan import Rules, scan
 from training.ada import NoAugmentation
 from training.ema import GeneratorEMA
 from training.phases import Phase
@@ -62,6 +66,18 @@ def capture(progress: Progress) -> dict[str, Any]:
         status=progress.status.get_state(),
         random=distributed.gather(_random_state()),
     )
+
+
+@contextlib.contextmanager
+def understood(path: str) -> Iterator[None]:
+    """Within, what a state holds is put in its places; where it does not fit, that is a UserError naming the file."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: the state does not fit this run ({type(error).__name__}: {what}); use another one of the run") from error
 
 
 def restore(progress: Progress, state: dict[str, Any], path: str, same_augmentation: bool = True) -> None:
@@ -147,20 +163,61 @@ class _Sink:
             raise self._error
 
 
+KINDS = dict(format=int, step=int, networks=dict, optimizers=dict, pl_mean=torch.Tensor, augmentation=dict, status=dict, random=list, config=str)
+MAX_PICKLE_BYTES = 64 * 2 ** 20          # of what is no tensor
+_TENSOR_NAMES = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+                 *(f"torch.{kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")))
+_RULES = Rules(_TENSOR_NAMES, dicts=("collections.OrderedDict",), persistent_ids=True)
+
+
 def load(path: str, mmap: bool = False) -> dict[str, Any]:
     """A state on the CPU; nothing in the file is run. UserError where it is none, or is damaged. `mmap`: for a look, since the tensors stay on the disk."""
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UserError as error:
+        raise UserError(f"{path}: no training state: {error.message}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:           # a damaged archive makes torch raise nearly anything
         raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); use another one of the run") from error
-    needed = {"format", "step", "networks", "optimizers", "pl_mean", "augmentation", "status", "random", "config"}
-    if not isinstance(state, dict) or not needed <= state.keys():
+    if not isinstance(state, dict) or not KINDS.keys() <= state.keys():
         raise UserError(f"{path}: no training state; expected a training-state-*.pt that train.py has written")
     if state["format"] != FORMAT_VERSION:
         raise UserError(f"{path}: a training state of format {state['format']}; this version of the project reads {FORMAT_VERSION}")
+    _check_kinds(state, path)
     return state
+
+
+def _check_archive(path: str) -> None:
+    """UserError where the file could make torch.load allocate more than its size, or name anything but tensors."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size]
+        if packed:
+            raise UserError(f"{packed[0][:60]!r} in it is compressed, which train.py never does")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise UserError("names appear twice in it")
+        pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+            raise UserError(f"it has {len(pickles)} pickles, expected one of at most {MAX_PICKLE_BYTES >> 20} MiB")
+        scan(io.BytesIO(archive.read(pickles[0])), _RULES)
+
+
+def _check_kinds(state: dict[str, Any], path: str) -> None:
+    wrong = [name for name, kind in KINDS.items() if not isinstance(state[name], kind)]
+    if not wrong and not all(isinstance(tensors, dict) and all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+                             for tensors in state["networks"].values()):
+        wrong = ["networks"]
+    if not wrong and not isinstance(state["status"].get("cur_nimg"), int):
+        wrong = ["status"]
+    try:
+        if not wrong and not isinstance(json.loads(state["config"]), dict):
+            wrong = ["config"]
+    except (ValueError, RecursionError):
+        wrong = ["config"]
+    if wrong:
+        raise UserError(f"{path}: damaged: its {wrong[0]!r} is of another kind than train.py writes; use another one of the run")
 
 
 def states_of(run_dir: str) -> list[str]:
