@@ -163,14 +163,14 @@ def test_requests_and_kills_of_two_processes(camera_zip, tmp_path):
     options = ["--cfg=raycond2", "--gpus=2", "--kimg=0.4", "--workers=1", "--snap=3"]
     finish(tmp_path / "whole", camera_zip, *options)
     rng, environment, codes = random.Random(0), dict(os.environ, OMP_NUM_THREADS="1"), []
-    for i in range(20):
+    for i in range(12):
         process = subprocess.Popen(command(tmp_path / "runs", camera_zip, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    env=environment)
-        time.sleep(0.7 * i + rng.uniform(0, 0.7))
+        time.sleep(i + rng.uniform(0, 1))
         process.send_signal([signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1][i % 4])
         start = time.time()
         output, _ = process.communicate(timeout=60)             # its children hold the pipe, so they have ended too
-        assert time.time() - start < 25, output
+        assert time.time() - start < 25, (i, output)
         codes.append(process.returncode)
         assert "Traceback" not in output or "run_process" not in output, (i, output)
         assert codes[-1] != 1 or "Aborted" in output, output

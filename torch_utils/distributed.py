@@ -98,6 +98,8 @@ class _Relay:
 
 def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple, address: str | None = None, answers: Any = None) -> Any:
     """One of the processes."""
+    if num_processes > 1:
+        signals.end_with_parent()        # torch sends a signal then, but only once a process has started
     mine = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
     if mine.type == "cuda":
         torch.cuda.set_device(mine)

@@ -76,9 +76,6 @@ class StopRequest:
 
     def _remember(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT:
-            parent = multiprocessing.parent_process()
-            if parent is not None and not parent.is_alive():        # torch sends it when the process that spawned this one was killed
-                os._exit(1)
             before, self._last = self._last, time.monotonic()
             if self._last - before < SAME_PRESS_S:
                 return
@@ -87,6 +84,18 @@ class StopRequest:
         self.number = number
         if self._may_leave:
             raise Interrupted
+
+
+def end_with_parent() -> None:
+    """From now on this process ends at once when the process that spawned it has ended, in whatever way."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, name="end_with_parent", daemon=True).start()
 
 
 def leave_to_parent(worker: int = 0) -> None:
