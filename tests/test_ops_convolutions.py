@@ -55,30 +55,6 @@ def test_equals_definition(up, down, kernel, groups, padding, flips):
         assert_close_rel(actual, expected, 1e-9, what)
 
 
-@pytest.mark.parametrize("kernel", [(3, 3), (2, 2), (4, 5)])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_phases_equal_transposed_convolution(kernel, groups):
-    x, w = randn(2, 4, 5, 6), randn(6, 4 // groups, *kernel, seed=1)
-    parts = zip(x.chunk(groups, dim=1), w.chunk(groups, dim=0))
-    expected = torch.cat([functional.conv_transpose2d(xg, wg.transpose(0, 1), stride=2) for xg, wg in parts], dim=1)
-    assert_close_rel(conv2d_resample._transposed_by_phases(x, w, groups), expected, 1e-12)
-
-
-def test_phases_are_taken_only_without_gradients(monkeypatch):
-    taken = []
-    phases = conv2d_resample._transposed_by_phases
-    monkeypatch.setattr(conv2d_resample, "_transposed_by_phases", lambda *args: taken.append(1) or phases(*args))
-    n = conv2d_resample.PHASES_FROM
-    x, w = randn(1, n, 4, 4, dtype=torch.float32), randn(n, n, 3, 3, dtype=torch.float32).requires_grad_()
-    f = upfirdn2d.setup_filter([1, 3, 3, 1])
-    with_grad = conv2d_resample.conv2d_resample(x, w, f=f, up=2, padding=1)
-    assert not taken and with_grad.requires_grad
-    with torch.no_grad():
-        without = conv2d_resample.conv2d_resample(x, w, f=f, up=2, padding=1)
-    assert taken
-    assert_close_rel(without, with_grad, 1e-5)
-
-
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2)])
 def test_memory_formats_and_empty_batch(up, down):
     f = upfirdn2d.setup_filter([1, 3, 3, 1])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from torch_utils import misc, persistence
-from torch_utils.ops import bias_act, conv2d_resample, fma, upfirdn2d
+from torch_utils.ops import bias_act, conv2d_resample, fma, modulate, upfirdn2d
 
 BILINEAR = (1, 3, 3, 1)                  # the FIR kernel of all resampling in StyleGAN2
 
@@ -45,34 +45,54 @@ def modulated_conv2d(
     Both ways of computing it are one function: scaling the kernels (w * s, grouped by sample) or, since the convolution is
     linear, scaling its input by s and its output by the demodulation d. The second keeps the kernels shared.
     """
+    y, decay = convolve_modulated(x, weight, styles, up=up, down=down, padding=padding, resample_filter=resample_filter, demodulate=demodulate,
+                                  flip_weight=flip_weight, fused_modconv=fused_modconv, input_gain=input_gain)
+    noise = None if noise is None else noise.to(y.dtype)
+    if decay is None:
+        return y if noise is None else y.add_(noise)
+    decay = decay[:, :, None, None]
+    return y * decay if noise is None else fma.fma(y, decay, noise)
+
+
+def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0,
+                       resample_filter: torch.Tensor | None = None, demodulate: bool = True, flip_weight: bool = True, fused_modconv: bool = True,
+                       input_gain: torch.Tensor | None = None, appended: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same up to a factor of its result per sample and output channel, for whoever passes over it anyway: (y, factor [N, O] in y's dtype,
+    None: 1). y is nobody else's. appended: further input channels [N or 1, E, H, W]; the last E of `weight` and `styles` are theirs.
+    """
     N, I = styles.shape
-    assert x.shape[0] == N and x.shape[1] == I == weight.shape[1], f"x {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
+    given = x.shape[1] + (0 if appended is None else appended.shape[1])
+    assert x.shape[0] == N and given == I == weight.shape[1], f"x with {given} channels, {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
     if demodulate and x.dtype == torch.float16:
         weight, styles = _scale_to_unit_peak(weight, styles)
     decay = _demodulation(weight, styles) if demodulate else None           # [N, O]
     styles = styles if input_gain is None else styles * input_gain
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
 
-    # Grouped convolutions of several samples are slow on a CPU; one sample needs no groups anywhere.
-    if fused_modconv and (N == 1 or x.device.type != "cpu"):
+    if fused_modconv and _kernels_are_cheaper(x, weight, appended):
+        x = x if appended is None else torch.cat([x, appended.expand(N, -1, -1, -1)], dim=1)
         w = weight.unsqueeze(0) * styles[:, None, :, None, None]            # [N, O, I, kh, kw]
         if decay is not None:
             w = w * decay[:, :, None, None, None]
         y = conv2d_resample.conv2d_resample(x.flatten(0, 1).unsqueeze(0) if N > 1 else x, w.flatten(0, 1).to(x.dtype), groups=N, **resample)
-        y = y.view(N, -1, *y.shape[2:]) if N > 1 else y
-        return y if noise is None else y.add_(noise.to(y.dtype))
+        return y.view(N, -1, *y.shape[2:]) if N > 1 else y, None
 
-    y = conv2d_resample.conv2d_resample(x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype), **resample)
-    if decay is None:
-        return y if noise is None else y + noise.to(y.dtype)
-    decay = decay.to(y.dtype)[:, :, None, None]
-    return y * decay if noise is None else fma.fma(y, decay, noise.to(y.dtype))
+    x = modulate.modulate(x, styles.to(x.dtype), appended)
+    y = conv2d_resample.conv2d_resample(x, weight.to(x.dtype), **resample)
+    return y, None if decay is None else decay.to(y.dtype)
+
+
+def _kernels_are_cheaper(x: torch.Tensor, weight: torch.Tensor, appended: torch.Tensor | None) -> bool:
+    """Cheaper to scale than features? On GPUs they are. CPUs are slow at the grouped convolutions that several samples then need, and write the
+    features anew anyway where something is appended.
+    """
+    return x.device.type != "cpu" or (x.shape[0] == 1 and appended is None and x.numel() > weight.numel())
 
 
 def _demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     """1 / |w_o * s| per sample and output channel, [N, O], without forming the product of all kernels with all styles."""
-    energy = weight.square().sum(dim=[2, 3])                                # [O, I]
-    return torch.rsqrt(styles.square() @ energy.t() + 1e-8)
+    squares = styles.square().repeat_interleave(weight[0, 0].numel(), dim=1)        # [N, I * kh * kw]: longer, since summing the kernels first is slower
+    return torch.rsqrt(squares @ weight.flatten(1).square().t() + 1e-8)
 
 
 def _scale_to_unit_peak(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,10 +184,11 @@ class Conv2dLayer(nn.Module):
         return f"in_channels={self.in_channels}, out_channels={self.out_channels}, activation={self.activation}, up={self.up}, down={self.down}"
 
 
-def act_with_gain(x: torch.Tensor, b: torch.Tensor | None, activation: str, gain: float, clamp: float | None) -> torch.Tensor:
-    """Bias and activation; `gain` comes on top of the activation's own and scales the clamp too."""
+def act_with_gain(x: torch.Tensor, b: torch.Tensor | None, activation: str, gain: float, clamp: float | None,
+                  scale: torch.Tensor | None = None, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """Scale, noise, bias and activation as `bias_act`, maybe in place; `gain` comes on top of the activation's own and scales the clamp too."""
     act_gain = bias_act.activation_funcs[activation].def_gain * gain
-    return bias_act.bias_act(x, b, act=activation, gain=act_gain, clamp=None if clamp is None else clamp * gain)
+    return bias_act.bias_act(x, b, act=activation, gain=act_gain, clamp=None if clamp is None else clamp * gain, scale=scale, noise=noise, inplace=True)
 
 
 @persistence.persistent_class

@@ -25,6 +25,7 @@ from training.layers import (
     MappingNetwork,
     act_with_gain,
     channels_per_resolution,
+    convolve_modulated,
     half_precision_resolutions,
     modulated_conv2d,
     normalize_2nd_moment,
@@ -76,12 +77,14 @@ class SynthesisLayer(nn.Module):
             self.register_buffer("noise_const", torch.randn([resolution, resolution]))
             self.noise_strength = nn.Parameter(torch.zeros([]))
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1) -> torch.Tensor:
-        """x: [N, in_channels, H, W], w: [N, w_dim]. Returns [N, out_channels, resolution, resolution]."""
-        misc.assert_shape(x, [None, self.in_channels, self.resolution // self.up, self.resolution // self.up])
-        x = modulated_conv2d(x, self.weight, self.affine(w), noise=self._noise(x, noise_mode), up=self.up, padding=self.padding,
-                             resample_filter=self.resample_filter, flip_weight=self.up == 1, fused_modconv=fused_modconv)
-        return act_with_gain(x, self.bias.to(x.dtype), self.activation, gain, self.conv_clamp)
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1,
+                appended: torch.Tensor | None = None) -> torch.Tensor:
+        """x: [N, in_channels, H, W], or fewer channels and the others in `appended`; w: [N, w_dim]. Returns [N, out_channels, resolution, resolution]."""
+        misc.assert_shape(x, [None, None, self.resolution // self.up, self.resolution // self.up])
+        x, scale = convolve_modulated(x, self.weight, self.affine(w), up=self.up, padding=self.padding, resample_filter=self.resample_filter,
+                                      flip_weight=self.up == 1, fused_modconv=fused_modconv, appended=appended)
+        noise = self._noise(x, noise_mode)
+        return act_with_gain(x, self.bias.to(x.dtype), self.activation, gain, self.conv_clamp, scale, noise if noise is None else noise.to(x.dtype))
 
     def _noise(self, x: torch.Tensor, mode: str) -> torch.Tensor | None:
         assert mode in ("random", "const", "none"), f"noise_mode {mode!r}, expected 'random', 'const' or 'none'"
@@ -186,7 +189,7 @@ class SynthesisBlock(nn.Module):
         shortcut = self.skip(x, gain=sqrt_half()) if self.has_shortcut else None
         for i, name in enumerate(self.convs):
             gain = sqrt_half() if self.has_shortcut and name == self.convs[-1] else 1
-            x = getattr(self, name)(rays.append_to(x), ws[:, i], gain=gain, fused_modconv=fused_modconv, **layer_kwargs)
+            x = getattr(self, name)(x, ws[:, i], gain=gain, fused_modconv=fused_modconv, appended=rays.channels_for(x), **layer_kwargs)
         x = x if shortcut is None else shortcut.add_(x)
         return x, self._image(x, img, ws, fused_modconv)
 

@@ -4,7 +4,8 @@ The mechanism is one object that a synthesis network is given. `RayConditioning`
 its null version, so no network asks whether it has rays. Neither is a module: they own no parameter and no buffer.
 
     bound = conditioning.bind(c)         # once per forward pass
-    x     = bound.append_to(x)           # [N, C, H, W] -> [N, C + num_channels, H, W]
+    rays  = bound.channels_for(x)        # [N, num_channels, H, W], for layers that take them beside their features; None without rays
+    x     = bound.append_to(x)           # [N, C, H, W] -> [N, C + num_channels, H, W], for others
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ class NoConditioning:
 
     def bind(self, c: torch.Tensor | None, batch_size: int | None = None) -> NoConditioning:
         return self
+
+    def channels_for(self, x: torch.Tensor, sampling_rate: float | None = None) -> None:
+        return None
 
     def append_to(self, x: torch.Tensor, sampling_rate: float | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         return x
@@ -66,13 +70,16 @@ class BoundRays:
             self._maps[key] = ray_map(self.c, height, width, convention=self.convention, sampling_rate=sampling_rate)
         return self._maps[key]
 
+    def channels_for(self, x: torch.Tensor, sampling_rate: float | None = None) -> torch.Tensor:
+        """[N, 6, H, W] for features [N, C, H, W], in their dtype and memory format."""
+        rays = self.map(x.shape[2], x.shape[3], sampling_rate).to(x.dtype)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)          # else cat would give up the format
+        return rays.contiguous(memory_format=torch.channels_last) if channels_last else rays
+
     def append_to(self, x: torch.Tensor, sampling_rate: float | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """[N, C, H, W] -> [N, C + 6, H, W] in the memory format of x, and in `dtype` (None: its own)."""
         x = x if dtype is None else x.to(dtype)
-        rays = self.map(x.shape[2], x.shape[3], sampling_rate).to(x.dtype)
-        if x.is_contiguous(memory_format=torch.channels_last):              # else cat would give up the format
-            rays = rays.contiguous(memory_format=torch.channels_last)
-        return torch.cat([x, rays], dim=1)
+        return torch.cat([x, self.channels_for(x, sampling_rate)], dim=1)
 
 
 def make_conditioning(convention: str | None) -> NoConditioning | RayConditioning:

@@ -1,7 +1,8 @@
 """Convolutions of which the weight gradients can be switched off for a while.
 
 Today's built-in convolutions have right gradients of any order, and autograd computes a weight gradient only where someone
-asks for it (tests/test_ops_convolutions.py holds it to that). What is left of StyleGAN's wrappers is the switch below.
+asks for it (tests/test_ops_convolutions.py holds it to that). What is left of StyleGAN's wrappers is the switch below, and
+a faster way to weight gradients with a stride.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn import functional
 
+from torch_utils.ops import strided_conv
+
+_NONE = (0, (0, 0))                 # paddings
 enabled = True                      # Kept for scripts that set it. Both values give the same result.
 weight_gradients_disabled = False   # Set by no_weight_gradients().
 
@@ -35,6 +39,8 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
            padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1) -> torch.Tensor:
     """As torch.nn.functional.conv2d."""
     weight = weight.detach() if weight_gradients_disabled else weight
+    if bias is None and padding in _NONE and dilation == 1 and strided_conv.takes(input, weight, stride, groups):
+        return strided_conv.conv2d(input, weight, stride)
     return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -43,4 +49,6 @@ def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
                      dilation: int | Sequence[int] = 1) -> torch.Tensor:
     """As torch.nn.functional.conv_transpose2d."""
     weight = weight.detach() if weight_gradients_disabled else weight
+    if bias is None and padding in _NONE and output_padding == 0 and dilation == 1 and strided_conv.takes(input, weight, stride, groups):
+        return strided_conv.conv_transpose2d(input, weight, stride)
     return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)

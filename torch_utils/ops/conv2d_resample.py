@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from torch_utils.ops import conv2d_gradfix, upfirdn2d
+from torch_utils.ops import conv2d_gradfix, up_conv, upfirdn2d
 from torch_utils.ops.upfirdn2d.arguments import edges, filter_size
-
-PHASES_FROM = 256       # channels from which four sub-pixel convolutions beat one transposed one (two cores, channels_last, no gradients)
 
 
 def conv2d_resample(
@@ -50,8 +48,10 @@ def conv2d_resample(
         x = _convolve(x, w, groups, flip_weight)
         return upfirdn2d.upfirdn2d(x, f, up=up, padding=pad, gain=up ** 2, **fir)
     if up > 1:                                              # the kernel meets only the samples that are there, the filter comes after
-        x = _transposed(x, w, up, groups, flip_weight)
         pad = (left - (kw - 1), right - (kw - up), top - (kh - 1), bottom - (kh - up))
+        if down == 1 and not flip_filter and up_conv.takes(x, w, f, up, groups):
+            return up_conv.up_conv(x, w.flip([2, 3]) if flip_weight else w, f, pad, gain=up ** 2)
+        x = _transposed(x, w, up, groups, flip_weight)
         x = upfirdn2d.upfirdn2d(x, f, padding=pad, gain=up ** 2, **fir)
         return x if down == 1 else upfirdn2d.upfirdn2d(x, f, down=down, **fir)
     if down > 1 and kh == kw == 1:
@@ -74,22 +74,6 @@ def _convolve(x: torch.Tensor, w: torch.Tensor, groups: int, flip_weight: bool, 
 def _transposed(x: torch.Tensor, w: torch.Tensor, up: int, groups: int, flip_weight: bool) -> torch.Tensor:
     """Kernels laid down at every `up`-th pixel: [N, O, (H - 1) * up + kh, (W - 1) * up + kw]."""
     w = w.flip([2, 3]) if flip_weight else w                # laying a kernel down is a convolution
-    recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    if x.device.type == "cpu" and not recorded and up == 2 and min(w.shape[2:]) >= 2 and min(w.shape[:2]) >= PHASES_FROM:
-        return _transposed_by_phases(x, w, groups)
     O, I, kh, kw = w.shape
     w = w.reshape(groups, O // groups, I, kh, kw).transpose(1, 2).reshape(groups * I, O // groups, kh, kw)
     return conv2d_gradfix.conv_transpose2d(x, w, stride=up, groups=groups)
-
-
-def _transposed_by_phases(x: torch.Tensor, w: torch.Tensor, groups: int) -> torch.Tensor:
-    """The same for up = 2 as one small convolution per output parity: row 2i + a meets the kernel's rows a, a + 2, ... only."""
-    N, _, H, W = x.shape
-    O, _, kh, kw = w.shape
-    shape = [N, O, 2 * (H - 1) + kh, 2 * (W - 1) + kw]
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    for a in range(2):
-        for b in range(2):
-            taps = w[:, :, a::2, b::2].flip([2, 3])
-            y[:, :, a::2, b::2] = conv2d_gradfix.conv2d(x, taps, padding=(taps.shape[2] - 1, taps.shape[3] - 1), groups=groups)
-    return y

@@ -18,7 +18,8 @@ from torch_utils.ops.bias_act import derivatives, plain
 from torch_utils.ops.bias_act.activations import activation_funcs
 
 _FOLDER = Path(__file__).parent
-PLUGIN = custom_ops.declare(custom_ops.Plugin("bias_act", (_FOLDER / "bias_act.cu",), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",)))
+PLUGIN = custom_ops.declare(custom_ops.Plugin("bias_act", (_FOLDER / "bias_act.cu",), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",),
+                                              cpu_sources=(_FOLDER / "bias_act_cpu.cpp",)))
 
 
 class Args(ctypes.Structure):

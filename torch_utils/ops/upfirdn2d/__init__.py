@@ -65,10 +65,10 @@ def upfirdn2d(
     width = output_size(x.shape[3], up[0], down[0], padding[0], padding[1], fw)
     assert height >= 1 and width >= 1, f"x {list(x.shape)} with up {up} and padding {padding} is smaller than the {fh} x {fw} filter"
 
-    path = "reference" if impl == "ref" else custom_ops.path("upfirdn2d", x.device.type)
-    if path == "native" and native.takes(x, f):
-        return native.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
-    return (reference if path == "reference" else plain).upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
+    if impl == "ref" or custom_ops.mode() == "reference":
+        return reference.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
+    native_serves = native.takes(x, f) and custom_ops.path("upfirdn2d", x.device.type) == "native"
+    return (native if native_serves else plain).upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
 def filter2d(

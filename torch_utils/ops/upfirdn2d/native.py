@@ -1,4 +1,4 @@
-"""`upfirdn2d` as a registered operator: the CUDA kernels of upfirdn2d.cu, and a derivative that is the operator itself."""
+"""`upfirdn2d` as a registered operator: the kernels of upfirdn2d.cu and upfirdn2d_cpu.cpp, and a derivative that is the operator itself."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 
 from torch_utils import custom_ops
 from torch_utils.ops import launching, registry
-from torch_utils.ops.upfirdn2d import plain
+from torch_utils.ops.upfirdn2d import native_cpu, plain
 from torch_utils.ops.upfirdn2d.arguments import filter_size, output_size
 
 _FOLDER = Path(__file__).parent
-PLUGIN = custom_ops.declare(custom_ops.Plugin("upfirdn2d", (_FOLDER / "upfirdn2d.cu",), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",)))
+PLUGIN = custom_ops.declare(custom_ops.Plugin("upfirdn2d", (_FOLDER / "upfirdn2d.cu",), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",),
+                                              cpu_sources=(_FOLDER / "upfirdn2d_cpu.cpp",)))
 
 NOT_TAKEN = -1                          # as kNotTaken in choose.cuh
 
@@ -33,7 +34,9 @@ class Args(ctypes.Structure):
 
 
 def takes(x: torch.Tensor, f: torch.Tensor | None) -> bool:
-    """Is the native operator defined for this call? Without a filter nothing is left to compute."""
+    """Is the native operator defined for this call, and worth it? Without a filter nothing is left to compute."""
+    if x.device.type == "cpu":
+        return native_cpu.takes(x, f)
     return f is not None and f.device == x.device and x.dtype in launching.DTYPES
 
 
@@ -79,7 +82,10 @@ def _cuda(x: torch.Tensor, f: torch.Tensor, *settings: Any) -> torch.Tensor:
 
 
 def _cpu(x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip_filter: bool, gain: float) -> torch.Tensor:
-    return _empty_result(x, f, up, down, padding).copy_(plain.upfirdn2d(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain))
+    y = _empty_result(x, f, up, down, padding)
+    if native_cpu.takes(x, f) and custom_ops.path("upfirdn2d", "cpu") == "native":
+        return native_cpu.run(custom_ops.library("upfirdn2d", "cpu"), x, f, up, down, padding, flip_filter, gain, y)
+    return y.copy_(plain.upfirdn2d(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

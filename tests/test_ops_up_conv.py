@@ -1,0 +1,56 @@
+"""Transposed convolution and filter in one, against the two."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from torch_utils import custom_ops
+from torch_utils.ops import conv2d_resample, up_conv, upfirdn2d
+
+needs_compiler = pytest.mark.skipif(custom_ops.path("up_conv", "cpu") != "native", reason="needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("N, I, O, H, W", [(1, 16, 16, 8, 8), (2, 7, 19, 5, 9), (1, 3, 130, 1, 1), (1, 20, 64, 40, 70), (3, 5, 1, 2, 3)])
+@pytest.mark.parametrize("taps, padding", [([1, 3, 3, 1], (1, 1, 1, 1)), ([1, 2, 1], (0, 2, -1, 1)), ([1, 4, 9, 16, 22, 9, 4, 1], (5, 4, 4, 5)),
+                                           ([1], (0, 0, 0, 0))])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_agrees_with_the_two(N, I, O, H, W, taps, padding, threads):
+    torch.manual_seed(0)
+    x = torch.randn(N, I, H, W).to(memory_format=torch.channels_last)
+    w, f = torch.randn(O, I, 3, 3), upfirdn2d.setup_filter(taps)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert up_conv.takes(x, w, f, 2, 1)
+        y = up_conv.up_conv(x, w, f, padding, gain=4.0)
+    finally:
+        torch.set_num_threads(before)
+    wide = functional.conv_transpose2d(x.double(), w.double().transpose(0, 1), stride=2)
+    expected = upfirdn2d.upfirdn2d(wide, f, padding=padding, gain=4.0, impl="ref")
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@needs_compiler
+def test_what_is_taken():
+    x, w, f = torch.randn(1, 4, 6, 6), torch.randn(4, 4, 3, 3), upfirdn2d.setup_filter([1, 3, 3, 1])
+    assert up_conv.takes(x, w, f, 2, 1)
+    assert not up_conv.takes(x, w.requires_grad_(), f, 2, 1)
+    with torch.no_grad():
+        assert up_conv.takes(x, w, f, 2, 1)
+        assert not up_conv.takes(x, w, torch.randn(4, 4), 2, 1) and not up_conv.takes(x, w, None, 2, 1)
+        assert not up_conv.takes(x, w, f, 3, 1) and not up_conv.takes(x, w, f, 2, 2) and not up_conv.takes(x.double(), w.double(), f, 2, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("flip_weight", [True, False])
+def test_resampling_convolutions_use_it(flip_weight, monkeypatch):
+    x, w, f = torch.randn(2, 16, 12, 10), torch.randn(8, 16, 3, 3), upfirdn2d.setup_filter([1, 3, 3, 1])
+    used = []
+    monkeypatch.setattr(up_conv, "up_conv", lambda *args, function=up_conv.up_conv, **kwargs: used.append(1) or function(*args, **kwargs))
+    y = conv2d_resample.conv2d_resample(x, w, f, up=2, padding=1, flip_weight=flip_weight)
+    monkeypatch.setenv("RAYCOND_OPS", "reference")
+    expected = conv2d_resample.conv2d_resample(x, w, f, up=2, padding=1, flip_weight=flip_weight)
+    assert used == [1] and y.shape == (2, 8, 24, 20)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)

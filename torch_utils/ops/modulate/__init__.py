@@ -1,0 +1,33 @@
+"""Scaling of feature maps by styles, with further maps appended: what a modulated convolution does to its input."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.ops.modulate import native_cpu, operator_cpu, reference
+
+__all__ = ["modulate"]
+
+
+def modulate(
+    x:          torch.Tensor,                   # [N, C, H, W], any floating dtype.
+    styles:     torch.Tensor,                   # Factor per sample and channel, [N, C + E], dtype of x.
+    appended:   torch.Tensor | None = None,     # Further channels, as the rays of the pixels: [N or 1, E, H, W], dtype of x. None: E = 0.
+    impl:       str                 = "cuda",   # "cuda": the fastest path for x's device; "ref": the definition.
+) -> torch.Tensor:                              # [N, C + E, H, W]; channels_last from the native path, which CPUs have.
+    """cat([x, appended], 1) * styles (Karras et al. 2020b, equation 1, on the features instead of the kernels). Differentiable any number of times."""
+    assert impl in ("cuda", "ref"), f"impl {impl!r}, expected 'cuda' or 'ref'"
+    assert x.ndim == 4, f"x of shape {list(x.shape)}, expected [N, C, H, W]"
+    extra = 0
+    if appended is not None:
+        assert appended.ndim == 4 and appended.shape[0] in (1, x.shape[0]) and appended.shape[2:] == x.shape[2:], \
+            f"appended has shape {list(appended.shape)}, expected [{x.shape[0]} or 1, E, {x.shape[2]}, {x.shape[3]}]"
+        extra = appended.shape[1]
+    assert styles.shape == (x.shape[0], x.shape[1] + extra), f"styles have shape {list(styles.shape)}, expected {[x.shape[0], x.shape[1] + extra]}"
+    for name, tensor in (("styles", styles), ("appended", appended)):
+        assert tensor is None or tensor.dtype == x.dtype, f"{name}: {tensor.dtype}, x is {x.dtype}"
+
+    if impl == "ref" or custom_ops.mode() == "reference" or not native_cpu.takes(x) or custom_ops.path("modulate", "cpu") != "native":
+        return reference.modulate(x, styles, appended)
+    return operator_cpu.modulate(x, styles, appended)
