@@ -181,14 +181,17 @@ def main(ctx: click.Context, network: str | None, images: str | None, metrics: l
         raise UserError("--plot: draws the metrics of a run's snapshots; give a run folder as --network")
     if metrics:
         from metrics.evaluation import detector_options
-        from torch_utils import distributed
+        from torch_utils import distributed, signals
         options = detector_options(detector, pose_regressor, embedding)
         options["seed"] = seed
         if images is not None:
             options["images_kwargs"] = dict(class_name="training.dataset.ImageFolderDataset", path=images)
         plan = Plan([], snapshots, run_dir, data, mirror, gpus, distributed.choose_device(device, gpus), verbose, options)
         plan.names = check(plan, metrics, samples)
-        distributed.launch(run_process, plan.gpus, plan.device, plan)
+        try:
+            distributed.launch(run_process, plan.gpus, plan.device, plan)
+        except signals.Interrupted as error:
+            sys.exit(128 + error.args[0])
     if plot:
         from metrics.plots import plot_run
         print(f"Drew {plot_run(run_dir)}.")

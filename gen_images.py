@@ -14,6 +14,7 @@ from tqdm import tqdm
 import camera_utils
 import legacy
 from dnnlib import UserError
+from torch_utils import memory
 from torch_utils.distributed import choose_device
 from training.image_grid import save_image, save_image_grid
 from training.snapshots import to_uint8
@@ -196,6 +197,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: int | None, noise_mode: str, translate: tuple[float, float],
          rotate: float, grid: bool, trust: bool, batch: int | None, device: str, **camera_options: Any) -> None:
     """Generate images: seed0000.png, or seed0000-view00.png and so on where there are several cameras."""
+    memory.keep_freed()
     target = torch.device(choose_device(device))
     print(f"Loading {network} ...")
     if trust:

@@ -1,9 +1,16 @@
 """What torch_utils.misc tells about modules: do the ranks agree, and what lies in them."""
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from torch_utils import distributed, misc
+
+ROOT = Path(__file__).parent.parent
 
 
 class Mixed(torch.nn.Module):
@@ -105,3 +112,24 @@ def test_summary_leaves_no_hooks_even_after_an_error():
     with pytest.raises(RuntimeError):
         misc.print_module_summary(module, [torch.zeros(3, 5), 1.0])
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+KEEPS = """
+import ctypes, resource, sys, torch
+from torch_utils import memory
+torch.set_num_threads(1)
+if sys.argv[1] == "1":
+    memory.keep_freed()
+torch.ones(2 ** 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2 ** 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept():
+    """Without it every new tensor makes the system hand out its pages again."""
+    faults = [int(subprocess.run([sys.executable, "-c", KEEPS, keep], capture_output=True, text=True, check=True, cwd=ROOT).stdout) for keep in "01"]
+    assert faults[1] < faults[0] / 5, faults

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
-from torch_utils import signals
+from torch_utils import memory, signals
 
 
 def choose_device(name: str, gpus: int = 1) -> str:
@@ -98,6 +98,7 @@ class _Relay:
 
 def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple, address: str | None = None, answers: Any = None) -> Any:
     """One of the processes."""
+    memory.keep_freed()
     if num_processes > 1:
         signals.end_with_parent()        # torch sends a signal then, but only once a process has started
     mine = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")

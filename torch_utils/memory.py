@@ -1,0 +1,22 @@
+"""The memory of this process on the CPU's side."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3       # of malloc.h
+
+
+def keep_freed() -> None:
+    """From now on this process keeps what it frees, for its next tensors. For programs, at their start.
+
+    glibc returns large blocks to the system at once and gets zeroed ones for the next tensor; for feature maps that takes longer than
+    computing them (docs/experiments.md). Does nothing with other libraries, or where MALLOC_MMAP_THRESHOLD_ is set.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2 ** 31 - 1)
