@@ -120,7 +120,8 @@ from torch_utils import memory
 torch.set_num_threads(1)
 if sys.argv[1] == "1":
     memory.keep_freed()
-torch.ones(2 ** 24)
+for _ in range(20):
+    torch.ones(2 ** 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
     torch.ones(2 ** 24)

@@ -18,7 +18,6 @@ from torch.nn import functional
 from torch_utils import custom_ops
 from torch_utils.ops import registry
 
-
 LEAST_CHANNELS = 64                     # with fewer, PyTorch's own weight gradients are as fast
 
 
