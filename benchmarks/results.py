@@ -19,8 +19,12 @@ _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 def save_rows(path: str, rows: list[dict[str, Any]]) -> None:
-    """Appends to the file; rows of before keep their place, columns that one side lacks stay empty."""
-    rows = [dict(row, **_circumstances()) for row in rows]
+    """Appends what this very command measured, with machine, versions, date and commit."""
+    append_rows(path, [dict(row, **_circumstances()) for row in rows])
+
+
+def append_rows(path: str, rows: list[dict[str, Any]]) -> None:
+    """Rows of before keep their place, columns that one side lacks stay empty."""
     if os.path.exists(path):
         with open(path, newline="", encoding="utf-8") as stream:
             rows = [*csv.DictReader(stream), *rows]

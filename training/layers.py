@@ -62,7 +62,7 @@ def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tens
     """
     N, I = styles.shape
     given = x.shape[1] + (0 if appended is None else appended.shape[1])
-    assert x.shape[0] == N and given == I == weight.shape[1], f"x with {given} channels, {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
+    assert x.shape[0] == N and given == I == weight.shape[1], f"{given} channels of x {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
     if demodulate and x.dtype == torch.float16:
         weight, styles = _scale_to_unit_peak(weight, styles)
     decay = _demodulation(weight, styles) if demodulate else None           # [N, O]

@@ -67,8 +67,7 @@ def upfirdn2d(
 
     if impl == "ref" or custom_ops.mode() == "reference":
         return reference.upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
-    native_serves = native.takes(x, f) and custom_ops.path("upfirdn2d", x.device.type) == "native"
-    return (native if native_serves else plain).upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
+    return (native if native.takes(x, f) else plain).upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
 def filter2d(

@@ -34,10 +34,12 @@ class Args(ctypes.Structure):
 
 
 def takes(x: torch.Tensor, f: torch.Tensor | None) -> bool:
-    """Is the native operator defined for this call, and worth it? Without a filter nothing is left to compute."""
-    if x.device.type == "cpu":
-        return native_cpu.takes(x, f)
-    return f is not None and f.device == x.device and x.dtype in launching.DTYPES
+    """Is the operator defined for this call? Without a filter nothing is left to compute. On CPUs it is defined without native code as well, and its
+    derivative is better than that of the plain path, whose second one is a convolution for each channel.
+    """
+    if f is None or f.device != x.device or x.dtype not in launching.DTYPES:
+        return False
+    return x.device.type == "cpu" or custom_ops.path("upfirdn2d", x.device.type) == "native"
 
 
 def upfirdn2d(x: torch.Tensor, f: torch.Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int],
@@ -85,7 +87,8 @@ def _cpu(x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], paddi
     y = _empty_result(x, f, up, down, padding)
     if native_cpu.takes(x, f) and custom_ops.path("upfirdn2d", "cpu") == "native":
         return native_cpu.run(custom_ops.library("upfirdn2d", "cpu"), x, f, up, down, padding, flip_filter, gain, y)
-    return y.copy_(plain.upfirdn2d(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain))
+    found = plain.upfirdn2d(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
+    return found if found.stride() == y.stride() else y.copy_(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
