@@ -9,7 +9,7 @@ from helpers import assert_close_rel
 
 from torch_utils import custom_ops
 from torch_utils.ops import launching
-from torch_utils.ops.modulate import modulate, native_cpu, operator_cpu
+from torch_utils.ops.modulate import demodulation, modulate, native_cpu, operator_cpu
 
 needs_cxx = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler: nothing can be compiled for the CPU")
 
@@ -173,3 +173,17 @@ def test_the_definition_serves_elsewhere(why, monkeypatch):
 def test_errors_name_the_value(kwargs, complaint):
     with pytest.raises(AssertionError, match=complaint):
         modulate(**{"x": torch.zeros(2, 3, 4, 4), "styles": torch.zeros(2, 3), **kwargs})
+
+
+@needs_cxx
+@pytest.mark.parametrize("N, O, I, kernel", [(1, 64, 70, 3), (3, 33, 18, 1), (2, 16, 5, 3)])
+def test_demodulation(N, O, I, kernel, monkeypatch):
+    """Against the norm of every sample's kernels; with gradients the same number."""
+    weight, styles = torch.randn(O, I, kernel, kernel), torch.randn(N, I)
+    expected = (weight.double() * styles.double()[:, None, :, None, None]).square().sum([2, 3, 4]).add(1e-8).rsqrt()
+    used = []
+    monkeypatch.setattr(native_cpu, "energies", lambda *args, function=native_cpu.energies: used.append(1) or function(*args))
+    for w, s in ((weight, styles), (weight.clone().requires_grad_(), styles)):
+        torch.testing.assert_close(demodulation(w, s).double(), expected, rtol=1e-5, atol=0)
+    assert used == [1]
+    torch.testing.assert_close(demodulation(weight, styles, impl="ref").double(), expected, rtol=1e-5, atol=0)

@@ -65,7 +65,7 @@ def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tens
     assert x.shape[0] == N and given == I == weight.shape[1], f"{given} channels of x {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
     if demodulate and x.dtype == torch.float16:
         weight, styles = _scale_to_unit_peak(weight, styles)
-    decay = _demodulation(weight, styles) if demodulate else None           # [N, O]
+    decay = modulate.demodulation(weight, styles) if demodulate else None   # [N, O]
     styles = styles if input_gain is None else styles * input_gain
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
 
@@ -87,12 +87,6 @@ def _kernels_are_cheaper(x: torch.Tensor, weight: torch.Tensor, appended: torch.
     features anew anyway where something is appended.
     """
     return x.device.type != "cpu" or (x.shape[0] == 1 and appended is None and x.numel() > weight.numel())
-
-
-def _demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """1 / |w_o * s| per sample and output channel, [N, O], without forming the product of all kernels with all styles."""
-    squares = styles.square().repeat_interleave(weight[0, 0].numel(), dim=1)        # [N, I * kh * kw]: longer, since summing the kernels first is slower
-    return torch.rsqrt(squares @ weight.flatten(1).square().t() + 1e-8)
 
 
 def _scale_to_unit_peak(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

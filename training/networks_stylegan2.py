@@ -207,7 +207,8 @@ class SynthesisBlock(nn.Module):
             img = upfirdn2d.upsample2d(img, self.resample_filter)
         if not self.shows:
             return img
-        share = self.torgb(x, ws[:, self.num_conv], fused_modconv=fused_modconv).to(torch.float32, memory_format=torch.contiguous_format)
+        memory_format = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format      # which upsamples faster
+        share = self.torgb(x, ws[:, self.num_conv], fused_modconv=fused_modconv).to(torch.float32, memory_format=memory_format)
         return share if img is None else img.add_(share)
 
     def _numerics(self, device: torch.device, force_fp32: bool) -> tuple[torch.dtype, torch.memory_format]:
@@ -263,7 +264,7 @@ class SynthesisNetwork(nn.Module):
             # ToRGB shares its w with the convolution that follows in the next block.
             x, img = block(x, img, ws[:, first : first + block.num_conv + block.num_torgb], rays=rays, **block_kwargs)
             first += block.num_conv
-        return img
+        return img.contiguous()
 
     def extra_repr(self) -> str:
         return f"w_dim={self.w_dim}, num_ws={self.num_ws}, img_resolution={self.img_resolution}, img_channels={self.img_channels}"

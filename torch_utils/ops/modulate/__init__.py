@@ -1,4 +1,4 @@
-"""Scaling of feature maps by styles, with further maps appended: what a modulated convolution does to its input."""
+"""Scaling of feature maps by styles, with further maps appended, and what brings the result back to unit scale: the two ends of a modulated convolution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch_utils import custom_ops
 from torch_utils.ops.modulate import native_cpu, operator_cpu, reference
 
-__all__ = ["modulate"]
+__all__ = ["demodulation", "modulate"]
 
 
 def modulate(
@@ -31,3 +31,21 @@ def modulate(
     if impl == "ref" or custom_ops.mode() == "reference" or not native_cpu.takes(x) or custom_ops.path("modulate", "cpu") != "native":
         return reference.modulate(x, styles, appended)
     return operator_cpu.modulate(x, styles, appended)
+
+
+def demodulation(
+    weight:     torch.Tensor,                   # Shared kernels [O, I, kh, kw].
+    styles:     torch.Tensor,                   # Factor per sample and input channel, [N, I].
+    impl:       str                 = "cuda",
+) -> torch.Tensor:                              # [N, O]
+    """1 / |kernel * style| for each sample and output channel (Karras et al. 2020b, equation 3), without forming the product of all kernels with
+    all styles. Differentiable any number of times.
+    """
+    squares = styles.square().repeat_interleave(weight[0, 0].numel(), dim=1)        # [N, I * kh * kw]: longer, since summing the kernels first is slower
+    kernels = weight.flatten(1)
+    recorded = torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad)
+    if impl == "ref" or recorded or custom_ops.mode() == "reference" or not native_cpu.takes(kernels) or custom_ops.path("modulate", "cpu") != "native":
+        energies = squares @ kernels.square().t()
+    else:
+        energies = native_cpu.energies(kernels, squares)
+    return torch.rsqrt(energies + 1e-8)

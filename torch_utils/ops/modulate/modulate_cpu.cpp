@@ -86,6 +86,27 @@ void backward_pieces(int64_t begin, int64_t end, void* context)
     }
 }
 
+struct Energies {
+    const float* kernels;        // [O, K]
+    const float* squares;        // [N, K]
+    float*       out;            // [N, O]: sum of kernels^2 * squares
+    int64_t      N, O, K;
+};
+
+void energies(int64_t begin, int64_t end, void* context)
+{
+    const Energies& job = *static_cast<const Energies*>(context);
+    for (int64_t o = begin; o < end; o++)
+        for (int64_t n = 0; n < job.N; n++) {
+            Vec sum = {};
+            each_vector(job.K, [&](int64_t k, int32_t count) INLINED {
+                const Vec w = load(job.kernels + o * job.K + k, count);
+                sum += w * w * load(job.squares + n * job.K + k, count);
+            });
+            job.out[n * job.O + o] = sum_of(sum);
+        }
+}
+
 }  // namespace
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
@@ -104,4 +125,9 @@ PUBLIC void raycond_modulate_back(const Job* job, const Threads* threads)
     threads->share(pieces, work, &sums);
     if (job->d_styles)
         combine(sums.styles, job->N, all, job->d_styles);
+}
+
+PUBLIC void raycond_energies(const Energies* job, const Threads* threads)
+{
+    threads->share(job->O, energies, const_cast<Energies*>(job));
 }

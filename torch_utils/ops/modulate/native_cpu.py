@@ -25,6 +25,20 @@ class Job(ctypes.Structure):
     ]
 
 
+class Energies(ctypes.Structure):
+    """As in modulate_cpu.cpp."""
+    _fields_ = [*[(name, ctypes.c_void_p) for name in ("kernels", "squares", "out")], *[(name, ctypes.c_int64) for name in ("N", "O", "K")]]
+
+
+def energies(kernels: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """squares [N, K] @ (kernels [O, K] ^ 2).t(), without the squares of all kernels in memory."""
+    kernels, squares = kernels.contiguous(), squares.contiguous()
+    out = kernels.new_empty([len(squares), len(kernels)])
+    job = Energies(kernels.data_ptr(), squares.data_ptr(), out.data_ptr(), len(squares), *kernels.shape)
+    launching.launch_cpu(custom_ops.library("modulate", "cpu"), "raycond_energies", job)
+    return out
+
+
 def takes(x: torch.Tensor) -> bool:
     """Is the native path defined for this call, and worth it?"""
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= LEAST_ELEMENTS
