@@ -123,6 +123,8 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--fp32",         help="Full precision everywhere", type=bool, default=False, metavar="BOOL")
 @click.option("--bf16",         help="bfloat16 where float16 is the rule", type=bool, default=False, metavar="BOOL")
 @click.option("--nobench",      help="No search for the fastest cuDNN algorithms", type=bool, default=False, metavar="BOOL")
+@click.option("--checkpoint-activations", help="Compute features again in the backward pass instead of keeping them: less memory, more time",
+              type=bool, default=False, metavar="BOOL")
 @click.option("--workers",      help="Processes that read images, per GPU", type=click.IntRange(min=0), default=3)
 @click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 @click.option("-n", "--dry-run", help="Print the options and stop", is_flag=True)

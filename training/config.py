@@ -15,8 +15,8 @@ from dnnlib.util import is_url, open_whole
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, RECIPES, Preset, lookup
 
 # What may change without making it another training: how it is computed, how long, what is written, where the data lie.
-FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmark", "total_kimg", "kimg_per_tick", "image_snapshot_ticks",
-        "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint")
+FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmark", "checkpoint_activations", "total_kimg", "kimg_per_tick",
+        "image_snapshot_ticks", "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint")
 FREE_OF_DATA = ("path", "max_size")      # of training_set_kwargs: a cluster may copy the data to another place for each job
 
 
@@ -63,6 +63,7 @@ class Options:
     fp32: bool                  = False
     bf16: bool                  = False
     nobench: bool               = False
+    checkpoint_activations: bool = False
     workers: int                = 3
 
 
@@ -154,6 +155,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.kimg_per_tick = options.tick
     config.image_snapshot_ticks = config.network_snapshot_ticks = options.snap
     config.cudnn_benchmark = not options.nobench
+    config.checkpoint_activations = options.checkpoint_activations
     config.allow_tf32 = False
     config.keep = options.keep
     config.run_dir = None

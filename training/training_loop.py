@@ -15,6 +15,7 @@ import dnnlib
 from torch_utils import distributed, misc, signals
 from training import continuing, training_state
 from training.ada import make_augmentation
+from training.checkpointing import checkpoint_activations
 from training.ema import GeneratorEMA
 from training.phases import Batch, Stepper, make_phases
 from training.randomness import seed_layer_noise
@@ -185,6 +186,9 @@ def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: C
         distributed.print0("\n".join([f"Starting from {config.resume_pkl} (--ray-init={config.ray_init})", *notes, *table]))
     for module in (G, D, ema.model):
         distributed.broadcast_(misc.params_and_buffers(module))
+    if config.get("checkpoint_activations"):
+        checkpoint_activations(G)
+        checkpoint_activations(D)
     return G, D, ema
 
 

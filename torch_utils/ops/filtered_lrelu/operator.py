@@ -104,7 +104,8 @@ def _keep(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    dx = _derivative(ctx.saved_tensors[0], dy, *ctx.saved_tensors[1:], *ctx.settings, True)
+    x, *others = ctx.saved_tensors
+    dx = _derivative(x, dy, *others, *ctx.settings, True)
     db = dx.sum([0, 2, 3]) if ctx.needs_input_grad[3] else None
     return dx if ctx.needs_input_grad[0] else None, None, None, db, *[None] * 7
 
