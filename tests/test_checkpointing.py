@@ -63,7 +63,7 @@ def test_keeps_less():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            image = G(torch.randn(4, G.z_dim), c)
+            image = G.synthesis(torch.randn(4, G.num_ws, G.w_dim), c)
         assert image.requires_grad
         weights = {p.untyped_storage().data_ptr() for p in G.parameters()}
         return sum(size for address, size in sizes.items() if address not in weights)
