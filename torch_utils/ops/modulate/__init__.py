@@ -44,7 +44,7 @@ def demodulation(
     squares = styles.square().repeat_interleave(weight[0, 0].numel(), dim=1)        # [N, I * kh * kw]: longer, since summing the kernels first is slower
     kernels = weight.flatten(1)
     recorded = torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad)
-    if impl == "ref" or recorded or custom_ops.mode() == "reference" or not native_cpu.takes(kernels) or custom_ops.path("modulate", "cpu") != "native":
+    if impl == "ref" or recorded or torch.compiler.is_compiling() or custom_ops.mode() == "reference" or not native_cpu.takes(kernels) or custom_ops.path("modulate", "cpu") != "native":
         energies = squares @ kernels.square().t()
     else:
         energies = native_cpu.energies(kernels, squares)

@@ -29,7 +29,7 @@ def takes(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, gro
     """Is this defined for the call? `x` [N, I, H, W], `w` [O, I / groups, kh, kw], `f` as of upfirdn2d."""
     if not (x.device.type == "cpu" and x.dtype == torch.float32 and up == 2 and groups == 1 and tuple(w.shape[2:]) == (3, 3)):
         return False
-    if f is None or max(f.shape) > MOST_TAPS or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
+    if f is None or max(f.shape) > MOST_TAPS or torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         return False
     return custom_ops.mode() != "reference" and custom_ops.path("up_conv", "cpu") == "native" and _factors(f) is not None
 
