@@ -28,9 +28,9 @@ def modulate(
     for name, tensor in (("styles", styles), ("appended", appended)):
         assert tensor is None or tensor.dtype == x.dtype, f"{name}: {tensor.dtype}, x is {x.dtype}"
 
-    if impl == "ref" or custom_ops.mode() == "reference" or not native_cpu.takes(x) or custom_ops.path("modulate", "cpu") != "native":
-        return reference.modulate(x, styles, appended)
-    return operator_cpu.modulate(x, styles, appended)
+    if impl != "ref" and _is_native(x):
+        return operator_cpu.modulate(x, styles, appended)
+    return reference.modulate(x, styles, appended)
 
 
 def demodulation(
@@ -44,8 +44,12 @@ def demodulation(
     squares = styles.square().repeat_interleave(weight[0, 0].numel(), dim=1)        # [N, I * kh * kw]: longer, since summing the kernels first is slower
     kernels = weight.flatten(1)
     recorded = torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad)
-    if impl == "ref" or recorded or torch.compiler.is_compiling() or custom_ops.mode() == "reference" or not native_cpu.takes(kernels) or custom_ops.path("modulate", "cpu") != "native":
-        energies = squares @ kernels.square().t()
-    else:
+    if impl != "ref" and not recorded and not torch.compiler.is_compiling() and _is_native(kernels):
         energies = native_cpu.energies(kernels, squares)
+    else:
+        energies = squares @ kernels.square().t()
     return torch.rsqrt(energies + 1e-8)
+
+
+def _is_native(x: torch.Tensor) -> bool:
+    return custom_ops.mode() != "reference" and native_cpu.takes(x) and custom_ops.path("modulate", "cpu") == "native"

@@ -21,7 +21,6 @@ __all__ = ["takes", "up_conv"]
 _FOLDER = Path(__file__).parent
 PLUGIN = custom_ops.declare(custom_ops.Plugin("up_conv", (), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",),
                                               cpu_sources=(_FOLDER / "up_conv_cpu.cpp",)))
-KERNELS_PER_PIECE = 1 << 14
 MOST_TAPS = 16
 
 
@@ -68,13 +67,14 @@ class _Filtering(ctypes.Structure):
 
 class _Splitting(ctypes.Structure):
     """As in up_conv_cpu.cpp."""
-    _fields_ = [("w", ctypes.c_void_p), ("taps", ctypes.c_void_p * 4), ("kernels", ctypes.c_int64), ("per_piece", ctypes.c_int64)]
+    _fields_ = [("w", ctypes.c_void_p), ("taps", ctypes.c_void_p * 4), ("O", ctypes.c_int64), ("I", ctypes.c_int64)]
 
 
 def _split(library: ctypes.CDLL, w: torch.Tensor) -> list[torch.Tensor]:
-    """The taps of the four convolutions, as correlations: for even and odd rows, and columns within."""
-    taps = [w.new_empty([*w.shape[:2], 2 - a, 2 - b]) for a in range(2) for b in range(2)]
-    job = _Splitting(w.data_ptr(), (ctypes.c_void_p * 4)(*(t.data_ptr() for t in taps)), w.shape[0] * w.shape[1], KERNELS_PER_PIECE)
+    """The taps of the four convolutions, as correlations, channels_last: for even and odd rows, and columns within."""
+    O, I = w.shape[:2]
+    taps = [torch.empty([O, I, 2 - a, 2 - b], memory_format=torch.channels_last) for a in range(2) for b in range(2)]
+    job = _Splitting(w.data_ptr(), (ctypes.c_void_p * 4)(*(t.data_ptr() for t in taps)), O, I)
     launching.launch_cpu(library, "raycond_split_taps", job)
     return taps
 

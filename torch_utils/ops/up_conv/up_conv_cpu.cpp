@@ -112,21 +112,25 @@ void filter_pieces(int64_t begin, int64_t end, void* context)
 }
 
 struct Splitting {
-    const float* w;                          // [kernels, 3, 3]
-    float*       taps[4];                    // [kernels, 2 - a, 2 - b] at 2a + b, each of w's rows a, a + 2 and columns b, b + 2 in reverse order
-    int64_t      kernels, per_piece;
+    const float* w;                          // [O, I, 3, 3]
+    float*       taps[4];                    // [O, 2 - a, 2 - b, I] at 2a + b, each of w's rows a, a + 2 and columns b, b + 2 in reverse order
+    int64_t      O, I;
 };
 
-void split_pieces(int64_t begin, int64_t end, void* context)
+constexpr int TAPS_OF[4][4] = {{8, 6, 2, 0}, {7, 1}, {5, 3}, {4}};
+constexpr int COUNTS[4] = {4, 2, 2, 1};
+
+void split_kernels(int64_t begin, int64_t end, void* context)
 {
     const Splitting& job = *static_cast<const Splitting*>(context);
-    for (int64_t i = begin * job.per_piece; i < std::min(job.kernels, end * job.per_piece); i++) {
-        const float* w = job.w + 9 * i;
-        const float even[4] = {w[8], w[6], w[2], w[0]};
-        std::copy(even, even + 4, job.taps[0] + 4 * i);
-        job.taps[1][2 * i] = w[7], job.taps[1][2 * i + 1] = w[1];
-        job.taps[2][2 * i] = w[5], job.taps[2][2 * i + 1] = w[3];
-        job.taps[3][i] = w[4];
+    for (int64_t o = begin; o < end; o++) {
+        const float* w = job.w + o * job.I * 9;
+        for (int phase = 0; phase < 4; phase++)
+            for (int t = 0; t < COUNTS[phase]; t++) {
+                float* to = job.taps[phase] + (o * COUNTS[phase] + t) * job.I;
+                for (int64_t i = 0; i < job.I; i++)
+                    to[i] = w[i * 9 + TAPS_OF[phase][t]];
+            }
     }
 }
 
@@ -141,5 +145,5 @@ PUBLIC void raycond_filter_phases(const Filtering* job, const Threads* threads)
 
 PUBLIC void raycond_split_taps(const Splitting* job, const Threads* threads)
 {
-    threads->share((job->kernels + job->per_piece - 1) / job->per_piece, split_pieces, const_cast<Splitting*>(job));
+    threads->share(job->O, split_kernels, const_cast<Splitting*>(job));
 }
