@@ -44,7 +44,7 @@ def arguments(shape, noise, scaled, biased, dtype):
 def both_orders(x, rest, impl, wanted, **settings):
     """y, the first gradients, and those of a nonlinear function of the first."""
     inputs = {name: tensor.requires_grad_(name in wanted) for name, tensor in dict(x=x, **rest).items() if tensor is not None}
-    y = bias_act.bias_act(x, **rest, **settings, impl=impl)
+    y = bias_act.scaled_bias_act(x, **rest, **settings, impl=impl)
     dy = randn(y.shape, 5, y.dtype).requires_grad_()
     leaves = {name: tensor for name, tensor in inputs.items() if name in wanted}
     first = torch.autograd.grad(y, list(leaves.values()), dy, create_graph=True)
@@ -111,7 +111,7 @@ def test_third_order():
     for dtype, impl in ((torch.float64, "ref"), (torch.float32, "cuda")):
         x, rest = arguments((2, 16, 6, 6), "per-sample", True, True, dtype)
         leaves = [tensor.requires_grad_() for tensor in (x, *rest.values())]
-        y = bias_act.bias_act(x, **rest, act="lrelu", impl=impl)
+        y = bias_act.scaled_bias_act(x, **rest, act="lrelu", impl=impl)
         for _ in range(3):
             gradients = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
             y = gradients[0] + gradients[2][:, :, None, None] / 30
@@ -127,7 +127,7 @@ def test_third_order_of_the_change_along_directions():
     for dtype, impl in ((torch.float64, "ref"), (torch.float32, "cuda")):
         x, rest = arguments((2, 16, 6, 6), "plane", True, True, dtype)
         leaves = [tensor.requires_grad_() for tensor in (x, *rest.values())]
-        y = bias_act.bias_act(x, **rest, act="lrelu", clamp=2.0, impl=impl)
+        y = bias_act.scaled_bias_act(x, **rest, act="lrelu", clamp=2.0, impl=impl)
         dy = randn(y.shape, 5, dtype).requires_grad_()
         first = torch.autograd.grad(y, leaves, dy, create_graph=True)
         directions = [randn(g.shape, 7 + i, dtype).requires_grad_() for i, g in enumerate(first)]
@@ -142,7 +142,7 @@ def test_a_constant_gradient_has_zero_derivatives():
     """dx of a linear loss does not depend on x: zeros, not missing gradients."""
     x = randn((1, 16, 8, 8), 0, torch.float32, torch.channels_last).requires_grad_()
     b = randn([16], 1, torch.float32).requires_grad_()
-    dx, = torch.autograd.grad(bias_act.bias_act(x, b, act="lrelu").sum(), x, create_graph=True)
+    dx, = torch.autograd.grad(bias_act.scaled_bias_act(x, b, act="lrelu").sum(), x, create_graph=True)
     for zero in torch.autograd.grad(dx.square().sum(), (x, b)):
         assert torch.equal(zero, torch.zeros_like(zero))
 
@@ -178,7 +178,7 @@ def test_threads_change_no_bit(with_torch, monkeypatch):
             torch.set_num_threads(threads)
             x, rest = arguments((3, 48, 70, 33), "plane", True, True, torch.float32)
             leaves = [tensor.requires_grad_() for tensor in (x, *rest.values())]
-            y = bias_act.bias_act(x, **rest, act="lrelu", clamp=1.0)
+            y = bias_act.scaled_bias_act(x, **rest, act="lrelu", clamp=1.0)
             dy = randn(y.shape, 5, torch.float32).requires_grad_()
             first = torch.autograd.grad(y, leaves, dy, create_graph=True)
             directions = [randn(gradient.shape, 6, torch.float32) for gradient in first]
@@ -197,23 +197,23 @@ def test_large_sums_are_accurate():
     assert abs(np.add.accumulate(np.full(2 ** 18, 0.1, np.float32))[-1] / total - 1) > 10 * allowed
     x = torch.ones([1, 16, 512, 512]).to(memory_format=torch.channels_last).requires_grad_()
     b, scale = torch.zeros([16], requires_grad=True), torch.full([1, 16], 0.3, requires_grad=True)
-    for gradient in torch.autograd.grad(bias_act.bias_act(x, b, scale=scale, act="linear").sum() * 0.1, (b, scale)):
+    for gradient in torch.autograd.grad(bias_act.scaled_bias_act(x, b, scale=scale, act="linear").sum() * 0.1, (b, scale)):
         assert (gradient.double() / total - 1).abs().max() < allowed
 
 
 @needs_cxx
 def test_overwrites_only_on_request_and_without_autograd():
     x, rest = arguments((2, 20, 5, 6), "plane", True, True, torch.float32)
-    expected = bias_act.bias_act(x.double(), **{name: tensor.double() for name, tensor in rest.items()}, act="lrelu", impl="ref")
+    expected = bias_act.scaled_bias_act(x.double(), **{name: tensor.double() for name, tensor in rest.items()}, act="lrelu", impl="ref")
     before = x.clone()
     for kwargs in (dict(), dict(inplace=False)):
-        y = bias_act.bias_act(x, **rest, act="lrelu", **kwargs)
+        y = bias_act.scaled_bias_act(x, **rest, act="lrelu", **kwargs)
         assert torch.equal(x, before) and y.data_ptr() != x.data_ptr()
     rest["b"].requires_grad_()
-    y = bias_act.bias_act(x, **rest, act="lrelu", inplace=True)
+    y = bias_act.scaled_bias_act(x, **rest, act="lrelu", inplace=True)
     assert torch.equal(x, before) and y.data_ptr() != x.data_ptr() and y.requires_grad
     with torch.no_grad():
-        y = bias_act.bias_act(x, **rest, act="lrelu", inplace=True)
+        y = bias_act.scaled_bias_act(x, **rest, act="lrelu", inplace=True)
     assert y is x
     assert_close_rel(y, expected, 1e-6)
 
@@ -224,7 +224,7 @@ def test_autograd_notices_that_x_was_overwritten():
     factor = torch.ones([], requires_grad=True)
     product = x * factor
     with torch.no_grad():
-        bias_act.bias_act(x, act="lrelu", inplace=True)
+        bias_act.scaled_bias_act(x, act="lrelu", inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 
@@ -236,7 +236,7 @@ def test_input_is_kept_only_for_the_scales_gradient():
         leaf = x.clone().requires_grad_()
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):    # noqa: B023
-            bias_act.bias_act(leaf, rest["b"], scale=rest["scale"].requires_grad_(scale_learns), act="lrelu")
+            bias_act.scaled_bias_act(leaf, rest["b"], scale=rest["scale"].requires_grad_(scale_learns), act="lrelu")
         assert (leaf.data_ptr() in kept) == scale_learns
 
 
@@ -246,7 +246,7 @@ def test_what_is_not_finite(act):
     x = randn((1, 16, 4, 4), 0, torch.float32, torch.channels_last)
     x[0, 0, 0, 0], x[0, 1, 0, 0], x[0, 2, 0, 0] = float("nan"), float("inf"), -float("inf")
     for clamp in (None, 2.0):
-        expected = bias_act.bias_act(x, act=act, clamp=clamp, impl="ref")
+        expected = bias_act.scaled_bias_act(x, act=act, clamp=clamp, impl="ref")
         torch.testing.assert_close(operator_cpu.bias_act(x, None, act, 0.2, bias_act.activation_funcs[act].def_gain, clamp, None, None, False),
                                    expected, equal_nan=True)
 
@@ -260,7 +260,7 @@ def test_what_it_leaves_to_the_plain_path(case, monkeypatch):
     x = x[:, :3].contiguous(memory_format=torch.channels_last) if case == "few channels" else x
     kwargs = dict(act="lrelu", **kwargs) if "act" not in kwargs else kwargs
     b = randn([x.shape[kwargs.get("dim", 1)]], 1, x.dtype)
-    assert_close_rel(bias_act.bias_act(x, b, **kwargs), bias_act.bias_act(x.double(), b.double(), **kwargs, impl="ref"), 1e-6)
+    assert_close_rel(bias_act.scaled_bias_act(x, b, **kwargs), bias_act.scaled_bias_act(x.double(), b.double(), **kwargs, impl="ref"), 1e-6)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -289,7 +289,7 @@ def test_reference_mode(monkeypatch):
     monkeypatch.setattr(plain, "bias_act", None)
     x, rest = arguments((1, 16, 4, 4), "plane", True, True, torch.float32)
     v = x * rest["scale"][:, :, None, None] + rest["noise"] + rest["b"][:, None, None]
-    assert_close_rel(bias_act.bias_act(x, **rest, act="relu", gain=1), v.clamp(min=0), 1e-6)
+    assert_close_rel(bias_act.scaled_bias_act(x, **rest, act="relu", gain=1), v.clamp(min=0), 1e-6)
 
 
 @pytest.mark.parametrize("kwargs, complaint", [
@@ -302,4 +302,4 @@ def test_reference_mode(monkeypatch):
 ])
 def test_wrong_arguments(kwargs, complaint):
     with pytest.raises(AssertionError, match=complaint):
-        bias_act.bias_act(**{"x": torch.zeros([2, 3, 4, 4]), **kwargs})
+        bias_act.scaled_bias_act(**{"x": torch.zeros([2, 3, 4, 4]), **kwargs})

@@ -180,9 +180,10 @@ class Conv2dLayer(nn.Module):
 
 def act_with_gain(x: torch.Tensor, b: torch.Tensor | None, activation: str, gain: float, clamp: float | None,
                   scale: torch.Tensor | None = None, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """Scale, noise, bias and activation as `bias_act`, maybe in place; `gain` comes on top of the activation's own and scales the clamp too."""
+    """Scale, noise, bias and activation, maybe in place; `gain` comes on top of the activation's own and scales the clamp too."""
     act_gain = bias_act.activation_funcs[activation].def_gain * gain
-    return bias_act.bias_act(x, b, act=activation, gain=act_gain, clamp=None if clamp is None else clamp * gain, scale=scale, noise=noise, inplace=True)
+    return bias_act.scaled_bias_act(x, b, act=activation, gain=act_gain, clamp=None if clamp is None else clamp * gain, scale=scale, noise=noise,
+                                    inplace=True)
 
 
 @persistence.persistent_class

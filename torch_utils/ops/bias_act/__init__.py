@@ -9,26 +9,43 @@ from torch_utils.ops import fma
 from torch_utils.ops.bias_act import native, native_cpu, operator_cpu, plain, reference
 from torch_utils.ops.bias_act.activations import activation_funcs
 
-__all__ = ["activation_funcs", "bias_act"]
+__all__ = ["activation_funcs", "bias_act", "scaled_bias_act"]
 
 
 def bias_act(
-    x:       torch.Tensor,                  # Any shape, any floating dtype.
-    b:       torch.Tensor | None = None,    # [x.shape[dim]], dtype of x. None: no bias.
-    dim:     int                 = 1,       # The dimension of x that b runs along.
-    act:     str                 = "linear",    # A name in activation_funcs.
-    alpha:   float | None        = None,    # Shape of the activation (slope of lrelu). None: the table's value.
-    gain:    float | None        = None,    # Factor after the activation. None: the table's value.
-    clamp:   float | None        = None,    # Largest magnitude of the result. None: no clamping.
-    impl:    str                 = "cuda",  # "cuda": the fastest path for x's device; "ref": the definition.
-    scale:   torch.Tensor | None = None,    # Factor of x per sample and channel, [N, C], for x [N, C, H, W]. None: 1.
-    noise:   torch.Tensor | None = None,    # Added to all channels of x [N, C, H, W]: [N or 1, 1, H, W] or [H, W]. None: 0.
+    x:      torch.Tensor,                   # Any shape, any floating dtype.
+    b:      torch.Tensor | None = None,     # [x.shape[dim]], dtype of x. None: no bias.
+    dim:    int                 = 1,        # The dimension of x that b runs along.
+    act:    str                 = "linear", # A name in activation_funcs.
+    alpha:  float | None        = None,     # Shape of the activation (slope of lrelu). None: the table's value.
+    gain:   float | None        = None,     # Factor after the activation. None: the table's value.
+    clamp:  float | None        = None,     # Largest magnitude of the result. None: no clamping.
+    impl:   str                 = "cuda",   # "cuda": the fastest path for x's device; "ref": the definition.
+) -> torch.Tensor:                          # Shape and dtype of x.
+    """clamp(gain * act(x + b)). Differentiable twice in x and b.
+
+    Where the result is clamped, both gradients are zero. The native paths take the derivative from the output where the activation
+    allows it (all but swish), so no copy of the input is kept for the backward pass.
+    """
+    return scaled_bias_act(x, b, dim, act, alpha, gain, clamp, impl)
+
+
+def scaled_bias_act(
+    x:       torch.Tensor,                  # [N, C, H, W], any floating dtype. Without scale and noise: any shape.
+    b:       torch.Tensor | None = None,
+    dim:     int                 = 1,       # With scale or noise: 1.
+    act:     str                 = "linear",
+    alpha:   float | None        = None,
+    gain:    float | None        = None,
+    clamp:   float | None        = None,
+    impl:    str                 = "cuda",
+    scale:   torch.Tensor | None = None,    # Factor of x per sample and channel, [N, C]. None: 1.
+    noise:   torch.Tensor | None = None,    # Added to all channels: [N or 1, 1, H, W] or [H, W]. None: 0.
     inplace: bool                = False,   # May x be overwritten? Only where autograd records nothing.
 ) -> torch.Tensor:                          # Shape and dtype of x.
-    """clamp(gain * act(x * scale + noise + b)). Differentiable twice in x, b, scale and noise.
+    """clamp(gain * act(x * scale + noise + b)): all that follows a modulated convolution. Differentiable twice in x, b, scale and noise.
 
-    Where the result is clamped, all gradients are zero. The native paths take the derivative from the output where the activation
-    allows it (all but swish), so no copy of the input is kept for the backward pass, unless `scale` has a gradient.
+    As bias_act; the native path for CPUs keeps x for the backward pass where `scale` has a gradient.
     """
     assert impl in ("cuda", "ref"), f"impl {impl!r}, expected 'cuda' or 'ref'"
     assert act in activation_funcs, f"activation {act!r}, expected one of {', '.join(activation_funcs)}"

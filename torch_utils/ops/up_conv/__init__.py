@@ -22,11 +22,14 @@ _FOLDER = Path(__file__).parent
 PLUGIN = custom_ops.declare(custom_ops.Plugin("up_conv", (), launching.headers_of(_FOLDER), (f"-I{launching.COMMON}",),
                                               cpu_sources=(_FOLDER / "up_conv_cpu.cpp",)))
 MOST_TAPS = 16
+LEAST_ELEMENTS = 1 << 17                # of the result; below, it does not matter
 
 
 def takes(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, groups: int) -> bool:
     """Is this defined for the call? `x` [N, I, H, W], `w` [O, I / groups, kh, kw], `f` as of upfirdn2d."""
     if not (x.device.type == "cpu" and x.dtype == torch.float32 and up == 2 and groups == 1 and tuple(w.shape[2:]) == (3, 3)):
+        return False
+    if 4 * x.shape[0] * w.shape[0] * x.shape[2] * x.shape[3] < LEAST_ELEMENTS:
         return False
     if f is None or max(f.shape) > MOST_TAPS or torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         return False
