@@ -390,7 +390,8 @@ def _with(path, **changes):
 @pytest.mark.parametrize("changes, says", [
     (dict(step="2"), "'step'"), (dict(networks=None), "'networks'"), (dict(networks=dict(G=1)), "'networks'"), (dict(status=None), "'status'"),
     (dict(status={}), "'status'"), (dict(config="{"), "'config'"), (dict(config="[" * 10000), "'config'"), (dict(config="3"), "'config'"),
-    (dict(format=2), "format 2"), (dict(random=3), "'random'"),
+    (dict(format=2), "format 2"), (dict(format=torch.zeros(2)), "no training state"), (dict(format="1\n" * 1000), "no training state"),
+    (dict(random=3), "'random'"),
 ])
 def test_states_of_another_kind(copied, changes, says):
     path = training_state.states_of(str(copied))[0]

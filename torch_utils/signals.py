@@ -19,7 +19,7 @@ SAME_PRESS_S = 0.5                       # a terminal and a parent process may b
 
 
 class Interrupted(BaseException):
-    """A request came while nothing was left to be saved. The argument, where there is one, is the signal's number."""
+    """A request came while nothing was left to be saved. The argument is the signal's number."""
 
 
 @contextlib.contextmanager
@@ -65,25 +65,26 @@ class StopRequest:
         self._may_leave = True
         try:
             if self.number:
-                raise Interrupted
+                raise Interrupted(self.number)
             yield
         except RuntimeError as error:
             if self.number:
-                raise Interrupted from error
+                raise Interrupted(self.number) from error
             raise
         finally:
             self._may_leave = False
 
     def _remember(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT:
-            before, self._last = self._last, time.monotonic()
-            if self._last - before < SAME_PRESS_S:
+            now = time.monotonic()
+            if now - self._last < SAME_PRESS_S:
                 return
+            self._last = now
             if self.number:
                 raise KeyboardInterrupt
         self.number = number
         if self._may_leave:
-            raise Interrupted
+            raise Interrupted(number)
 
 
 def end_with_parent() -> None:

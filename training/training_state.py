@@ -73,7 +73,7 @@ def understood(path: str) -> Iterator[None]:
     """Within, what a state holds is put in its places; where it does not fit, that is a UserError naming the file."""
     try:
         yield
-    except (torch.OutOfMemoryError, UserError):
+    except (torch.cuda.OutOfMemoryError, UserError):
         raise
     except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         what = " ".join(str(error).split())[:200]
@@ -181,7 +181,7 @@ def load(path: str, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:           # a damaged archive makes torch raise nearly anything
         raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); use another one of the run") from error
-    if not isinstance(state, dict) or not KINDS.keys() <= state.keys():
+    if not isinstance(state, dict) or not KINDS.keys() <= state.keys() or not isinstance(state["format"], int):
         raise UserError(f"{path}: no training state; expected a training-state-*.pt that train.py has written")
     if state["format"] != FORMAT_VERSION:
         raise UserError(f"{path}: a training state of format {state['format']}; this version of the project reads {FORMAT_VERSION}")
