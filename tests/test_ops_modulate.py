@@ -182,8 +182,13 @@ def test_demodulation(N, O, I, kernel, monkeypatch):
     weight, styles = torch.randn(O, I, kernel, kernel), torch.randn(N, I)
     expected = (weight.double() * styles.double()[:, None, :, None, None]).square().sum([2, 3, 4]).add(1e-8).rsqrt()
     used = []
-    monkeypatch.setattr(native_cpu, "energies", lambda *args, function=native_cpu.energies: used.append(1) or function(*args))
+    monkeypatch.setattr(operator_cpu, "energies", lambda *args, function=operator_cpu.energies: used.append(1) or function(*args))
     for w, s in ((weight, styles), (weight.clone().requires_grad_(), styles)):
         torch.testing.assert_close(demodulation(w, s).double(), expected, rtol=1e-5, atol=0)
     assert used == [1]
     torch.testing.assert_close(demodulation(weight, styles, impl="ref").double(), expected, rtol=1e-5, atol=0)
+
+
+@needs_cxx
+def test_demodulation_is_a_registered_operator():
+    torch.library.opcheck(torch.ops.raycond.modulate_cpu_energies.default, (torch.randn(5, 36), torch.randn(2, 36)))

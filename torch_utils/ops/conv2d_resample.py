@@ -49,7 +49,7 @@ def conv2d_resample(
         return upfirdn2d.upfirdn2d(x, f, up=up, padding=pad, gain=up ** 2, **fir)
     if up > 1:                                              # the kernel meets only the samples that are there, the filter comes after
         pad = (left - (kw - 1), right - (kw - up), top - (kh - 1), bottom - (kh - up))
-        if down == 1 and not flip_filter and up_conv.takes(x, w, f, up, groups):
+        if down == 1 and not flip_filter and up_conv.takes(x, w, f, up, groups, pad):
             return up_conv.up_conv(x, w.flip([2, 3]) if flip_weight else w, f, pad, gain=up ** 2)
         x = _transposed(x, w, up, groups, flip_weight)
         x = upfirdn2d.upfirdn2d(x, f, padding=pad, gain=up ** 2, **fir)

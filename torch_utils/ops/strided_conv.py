@@ -23,8 +23,11 @@ LEAST_CHANNELS = 64                     # with fewer, PyTorch's own weight gradi
 
 def takes(x: torch.Tensor, w: torch.Tensor, stride: Any, groups: int) -> bool:
     """Is something gained? Only where weight gradients will be asked for."""
-    return (isinstance(stride, int) and stride > 1 and groups == 1 and x.device.type == "cpu" and x.dtype == torch.float32
-            and min(w.shape[:2]) >= LEAST_CHANNELS and torch.is_grad_enabled() and w.requires_grad and custom_ops.mode() != "reference")
+    if not (isinstance(stride, int) and stride > 1 and groups == 1 and x.device.type == "cpu" and x.dtype == w.dtype == torch.float32):
+        return False
+    if min(w.shape[:2]) < LEAST_CHANNELS or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+        return False
+    return torch.is_grad_enabled() and w.requires_grad and custom_ops.mode() != "reference"
 
 
 def conv2d(x: torch.Tensor, w: torch.Tensor, stride: int) -> torch.Tensor:

@@ -55,4 +55,5 @@ def filtered_lrelu(
     if path == "reference":
         return reference.filtered_lrelu(*settings)
     fused = x.device.type in ("cpu", "meta") or (path == "native" and native.takes(x, fu, fd, up, down))
+    fused = fused and not torch.jit.is_tracing()                # which cannot trace lists of SymInt
     return (operator if fused and operator.takes(x, fu, fd) else composed).filtered_lrelu(*settings)

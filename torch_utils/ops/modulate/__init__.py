@@ -44,12 +44,12 @@ def demodulation(
     squares = styles.square().repeat_interleave(weight[0, 0].numel(), dim=1)        # [N, I * kh * kw]: longer, since summing the kernels first is slower
     kernels = weight.flatten(1)
     recorded = torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad)
-    if impl != "ref" and not recorded and not torch.compiler.is_compiling() and _is_native(kernels):
-        energies = native_cpu.energies(kernels, squares)
+    if impl != "ref" and not recorded and _is_native(kernels):
+        energies = operator_cpu.energies(kernels, squares)
     else:
         energies = squares @ kernels.square().t()
     return torch.rsqrt(energies + 1e-8)
 
 
 def _is_native(x: torch.Tensor) -> bool:
-    return custom_ops.mode() != "reference" and native_cpu.takes(x) and custom_ops.path("modulate", "cpu") == "native"
+    return custom_ops.mode() != "reference" and not torch.jit.is_tracing() and native_cpu.takes(x) and custom_ops.path("modulate", "cpu") == "native"

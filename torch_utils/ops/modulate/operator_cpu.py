@@ -82,3 +82,8 @@ _gradients = registry.register(
     kernels={"CPU": native_cpu.back},
     fake=lambda dy, x, styles, appended, channels, wanted: native_cpu.like_inputs(dy, channels, wanted),
     setup_context=_keep_gradients, backward=_backward_gradients)
+
+energies = registry.register(
+    "modulate_cpu_energies(Tensor kernels, Tensor squares) -> Tensor",
+    kernels={"CPU": native_cpu.energies},
+    fake=lambda kernels, squares: squares.new_empty([squares.shape[0], kernels.shape[0]]))
