@@ -117,7 +117,7 @@ def choose_cameras(yaw: list[float] | None, pitch: list[float] | None, cameras: 
         raise UserError("--network: the file has no statistics of its training cameras; "
                         f"give --cameras={'|'.join(camera_utils.DATASETS)} or --camera-file")
     pairs = [(y, p) for p in pitch or [front[1]] for y in yaw or [front[0]]]
-    yaw_rad, pitch_rad = torch.tensor(pairs).unbind(dim=1)                   # [views] each
+    yaw_rad, pitch_rad = torch.tensor(pairs, dtype=torch.float32).unbind(dim=1)                   # [views] each
     return row.camera(yaw_rad, pitch_rad) if cameras is not None else camera_utils.Camera.from_stats(stats, yaw_rad, pitch_rad)
 
 
@@ -132,7 +132,7 @@ def choose_labels(G: torch.nn.Module, class_idx: int | None, camera_options: dic
             raise UserError(f"{given[0]}: excludes --class, since a label is either a camera or a class")
         if class_idx >= G.c_dim:
             raise UserError(f"--class={class_idx}: the network has {G.c_dim} classes, counted from 0")
-        return torch.nn.functional.one_hot(torch.tensor([class_idx]), G.c_dim).float()
+        return torch.nn.functional.one_hot(torch.tensor([class_idx], dtype=torch.int64), G.c_dim).float()
     if G.c_dim == camera_utils.LABEL_DIM and not (sees_rays or given or stats):
         raise UserError(f"--network: its labels have {G.c_dim} numbers and nothing says what they are; "
                         f"give a camera (--cameras={'|'.join(camera_utils.DATASETS)}, --camera-file) or --class")
@@ -142,7 +142,7 @@ def choose_labels(G: torch.nn.Module, class_idx: int | None, camera_options: dic
         raise UserError(f"{given[0]}: the network was trained without cameras (its labels have {G.c_dim} numbers, a camera {camera_utils.LABEL_DIM})")
     if G.c_dim > 0:
         raise UserError(f"--class: the network is conditional and needs one of its {G.c_dim} classes; give --class=0 to {G.c_dim - 1}")
-    return torch.zeros([1, 0])
+    return torch.zeros([1, 0], dtype=torch.float32)
 
 
 def move_image(G: torch.nn.Module, translate: tuple[float, float], rotate_deg: float) -> None:

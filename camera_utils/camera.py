@@ -25,8 +25,9 @@ _FROM_Y_UP = {"y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)), "z": ((1, 0, 0), (0, 0, -1
 class Camera:
     """N cameras.
 
-    cam2world:  [N, 4, 4], float: x right, y down, z forward of the camera -> world (OpenCV).
-    intrinsics: [N, 3, 3], float: camera -> image coordinates, in which the image is the unit square, (0, 0) at its top left.
+    cam2world:  [N, 4, 4]: x right, y down, z forward of the camera -> world (OpenCV).
+    intrinsics: [N, 3, 3]: camera -> image coordinates, in which the image is the unit square, (0, 0) at its top left.
+    Both are floating point; integers become float32.
     """
 
     cam2world: torch.Tensor
@@ -36,14 +37,16 @@ class Camera:
         pose, lens = self.cam2world, self.intrinsics
         fits = pose.ndim == 3 and pose.shape[1:] == (4, 4) and lens.shape == (pose.shape[0], 3, 3)
         assert fits, f"cam2world {list(pose.shape)} and intrinsics {list(lens.shape)}, expected [N, 4, 4] and [N, 3, 3]"
+        for name, tensor in (("cam2world", pose), ("intrinsics", lens)):
+            if not tensor.is_floating_point():                  # whole numbers: nothing derived from them is whole
+                object.__setattr__(self, name, tensor.to(torch.float32))
 
     # --- construction
 
     @staticmethod
     def from_label(c: torch.Tensor | np.ndarray | Sequence) -> Camera:
         """Labels [N, 25], or one label [25], as cameras. Keeps dtype, device and gradient of a tensor; lists become float32."""
-        c = c if isinstance(c, torch.Tensor) else torch.tensor(c)
-        c = c if c.is_floating_point() else c.float()
+        c = c if isinstance(c, torch.Tensor) else torch.tensor(c, dtype=None if isinstance(c, np.ndarray) else torch.float32)
         c = c[None] if c.ndim == 1 else c
         assert c.ndim == 2 and c.shape[1] == LABEL_DIM, f"camera labels of shape {list(c.shape)}, expected [N, {LABEL_DIM}]"
         return Camera(c[:, :16].reshape(-1, 4, 4), c[:, 16:].reshape(-1, 3, 3))

@@ -150,11 +150,11 @@ def _axis(index: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _normal(batch_size: int, device: Any) -> torch.Tensor:
-    return torch.randn((batch_size, 1), device=device)
+    return torch.randn((batch_size, 1), dtype=torch.float32, device=device)
 
 
 def _uniform(batch_size: int, device: Any) -> torch.Tensor:
-    return torch.rand((batch_size, 1), device=device)
+    return torch.rand((batch_size, 1), dtype=torch.float32, device=device)
 
 
 def _column(value: Any, batch_size: int, device: Any) -> torch.Tensor:

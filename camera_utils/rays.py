@@ -23,15 +23,16 @@ def ray_map(
     width: int,                              # Columns of the map.
     convention: str = "pinhole",             # 'pinhole': the rays of that camera. 'published': what the released code computes.
     sampling_rate: float | None = None,      # Pixels per image width of a canvas centred on the image. None = the map covers the image.
-    dtype: torch.dtype | None = None,        # Of the result. None = that of c.
+    dtype: torch.dtype | None = None,        # Of the result, a floating one. None = that of c, float32 for integers.
 ) -> torch.Tensor:
     """Plücker coordinates (direction, origin x direction) of the ray of each pixel, [N, 6, height, width].
 
     The published convention is defined for square maps (else UserError) and has no canvas: it ignores `sampling_rate`.
     """
     assert c.ndim == 2 and c.shape[1] == LABEL_DIM, f"camera labels of shape {list(c.shape)}, expected [N, {LABEL_DIM}]"
-    dtype = c.dtype if dtype is None else dtype
     camera = Camera.from_label(c)
+    dtype = camera.cam2world.dtype if dtype is None else dtype
+    assert dtype.is_floating_point, f"ray map of {dtype}, expected a floating dtype"
     basis, origin = ray_basis(camera, convention)                                                   # [N, 3, 3], [N, 3]
     x, y = image_grid(height, width, convention, sampling_rate, dtype=basis.dtype, device=c.device)
     moment = torch.linalg.cross(origin[:, :, None].expand_as(basis), basis, dim=1)

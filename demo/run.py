@@ -94,8 +94,8 @@ def seconds_per_pass(network: str, repeats: int = 5) -> float:
     G, D, stats = networks["G"], networks["D"], networks["camera_stats"]
     if G is None or D is None or stats is None:
         raise UserError(f"--network={network}: expected a snapshot with G, D and camera statistics, as train.py writes it")
-    z = torch.randn([BATCH, G.z_dim])
-    c = Camera.from_stats(stats, torch.linspace(-0.5, 0.5, BATCH), torch.zeros(BATCH)).to_label()
+    z = torch.randn([BATCH, G.z_dim], dtype=torch.float32)
+    c = Camera.from_stats(stats, torch.linspace(-0.5, 0.5, BATCH, dtype=torch.float32), torch.zeros(BATCH, dtype=torch.float32)).to_label()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -110,7 +110,7 @@ def save_orbit(snapshot: str, path: str) -> None:
     networks = legacy.load_network_pkl(snapshot)
     G, stats = networks["G_ema"], networks["camera_stats"]
     orbit = Orbit(lambda yaw, pitch: Camera.from_stats(stats, yaw, pitch), stats["yaw_range"], stats["pitch_range"])
-    labels = orbit(torch.arange(GIF_FRAMES) / GIF_FRAMES).to_label()
+    labels = orbit(torch.arange(GIF_FRAMES, dtype=torch.float32) / GIF_FRAMES).to_label()
     z = torch.from_numpy(np.concatenate([np.random.RandomState(seed).randn(1, G.z_dim) for seed in GIF_SEEDS])).float()
     ws = G.mapping(z, None, truncation_psi=0.7)
     # [frames, heads, C, H, W]: the noise stays where it is, so that only the camera moves.

@@ -116,7 +116,7 @@ def compute_equivariance(opts: MetricOptions, choose: Callable[[np.random.Genera
                 motion, compare = choose(rng(opts.seed, "motion", int(batch.index[0])), G.img_resolution)
                 ws = G.mapping(batch.z, batch.c, **mapping_kwargs)
                 images = []
-                for matrix, c in ((torch.eye(3), batch.c), (motion, move_cameras(batch.c, motion) if follows else batch.c)):
+                for matrix, c in ((torch.eye(3, dtype=torch.float32), batch.c), (motion, move_cameras(batch.c, motion) if follows else batch.c)):
                     transform.copy_(matrix)
                     images.append(count_broken(opts, G.synthesis(ws, c, **synthesis_kwargs)))
                 difference, mask = compare(*images)

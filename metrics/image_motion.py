@@ -38,7 +38,7 @@ def apply_fractional_translation(x: torch.Tensor, tx: float, ty: float, a: int =
         whole = math.floor(shift)
         moved = _filter_axis(moved, _lanczos_taps(shift - whole, a, x), whole, axis)
         # Output pixel p takes input pixels p - whole - a + 1 .. p - whole + a - 1, and one more where the shift is whole.
-        p = torch.arange(x.shape[axis], device=x.device) - whole
+        p = torch.arange(x.shape[axis], dtype=torch.int64, device=x.device) - whole
         inside = (p - a >= 0) & (p + a - 1 < x.shape[axis])
         mask = mask * inside.view([-1, 1] if axis == 2 else [-1])
     return moved, mask

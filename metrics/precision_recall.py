@@ -23,7 +23,7 @@ def precision_recall(features_gen: np.ndarray | torch.Tensor, features_real: np.
     The manifold of a set is the union of balls about its rows, each reaching to the row's `nhood_size`-th nearest neighbour. Precision is the share of
     generated rows on the real manifold, recall that of real rows on the generated one. done: told how many rows were compared, 2 (N + M) in all.
     """
-    gen, real = (torch.as_tensor(rows).to(device, torch.float32) for rows in (features_gen, features_real))
+    gen, real = (torch.as_tensor(rows, dtype=torch.float32, device=device) for rows in (features_gen, features_real))
     assert min(len(gen), len(real)) > nhood_size, f"{len(gen)} and {len(real)} features have no {nhood_size} neighbours each"
     done = done or (lambda count: None)
     return _share_within(real, gen, nhood_size, block, done), _share_within(gen, real, nhood_size, block, done)

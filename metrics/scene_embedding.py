@@ -58,7 +58,7 @@ def contrastive_loss(vectors: torch.Tensor, temperature: float = TEMPERATURE) ->
     count = len(vectors) // 2
     logits = vectors @ vectors.T / temperature                              # [2 B, 2 B]
     logits = logits.masked_fill(torch.eye(2 * count, dtype=torch.bool, device=logits.device), -torch.inf)
-    partner = torch.arange(2 * count, device=logits.device).roll(count)
+    partner = torch.arange(2 * count, dtype=torch.int64, device=logits.device).roll(count)
     return nn.functional.cross_entropy(logits, partner)
 
 
@@ -113,8 +113,8 @@ def train_scene_embedding(dataset_kwargs: dict, dest: str, recipe: Recipe = USUA
     def choose(draw: torch.Generator) -> torch.Tensor:
         scenes = torch.randperm(len(first), generator=draw)[:pairs]
         count = views[scenes]
-        one = (torch.rand(pairs, generator=draw) * count).long()
-        other = (one + 1 + (torch.rand(pairs, generator=draw) * (count - 1)).long()) % count
+        one = (torch.rand(pairs, generator=draw, dtype=torch.float32) * count).long()
+        other = (one + 1 + (torch.rand(pairs, generator=draw, dtype=torch.float32) * (count - 1)).long()) % count
         return torch.cat([table[first[scenes] + one], table[first[scenes] + other]])
 
     def judge() -> str:

@@ -41,8 +41,8 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
-                                  nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(channels, dtype=torch.float32), nn.ReLU(),
+                                  nn.Conv2d(channels, channels, 3, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(channels, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x + self.body(x))
@@ -60,16 +60,16 @@ class SmallNetwork(nn.Module):
         super().__init__()
         assert resolution >= 2 * FINAL_SIZE and resolution & (resolution - 1) == 0, resolution
         self.resolution = resolution
-        layers: list[nn.Module] = [nn.Conv2d(3, base_channels, 3, padding=1, bias=False), nn.BatchNorm2d(base_channels), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(3, base_channels, 3, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(base_channels, dtype=torch.float32), nn.ReLU()]
         size, channels = resolution, base_channels
         while size > FINAL_SIZE:
             wider = min(2 * channels, max_channels)
-            layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
+            layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(wider, dtype=torch.float32), nn.ReLU()]
             size, channels = size // 2, wider
             if size <= 16:
                 layers.append(Residual(channels))
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * FINAL_SIZE ** 2, 128), nn.ReLU(), nn.Linear(128, num_outputs))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * FINAL_SIZE ** 2, 128, dtype=torch.float32), nn.ReLU(), nn.Linear(128, num_outputs, dtype=torch.float32))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images: [N, 1 or 3, H, W] in 0 .. 255. Returns float32 [N, num_outputs] of length 1."""

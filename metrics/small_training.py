@@ -131,14 +131,14 @@ def augment(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     n = len(x)
 
     def uniform(*shape: int) -> torch.Tensor:
-        return (torch.rand(*shape, generator=draw) * 2 - 1).to(x.device)
+        return (torch.rand(*shape, generator=draw, dtype=torch.float32) * 2 - 1).to(x.device)
 
     x = x * (1 + 0.15 * uniform(n, 1, 1, 1) + 0.05 * uniform(n, 3, 1, 1)) + 0.1 * uniform(n, 1, 1, 1) + 0.05 * uniform(n, 3, 1, 1)
-    tap = torch.tensor([0.25, 0.5, 0.25], device=x.device)
+    tap = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
     kernel = (tap[:, None] * tap)[None, None].repeat(3, 1, 1, 1)            # binomial [3, 1, 3, 3]
     soft = nn.functional.conv2d(nn.functional.pad(x, [1, 1, 1, 1], mode="replicate"), kernel, groups=3)
     x = torch.lerp(x, soft, uniform(n, 1, 1, 1).clamp(min=0))               # half of the images stay sharp
-    noise = torch.randn(x.shape, generator=draw).to(x.device)
+    noise = torch.randn(x.shape, generator=draw, dtype=torch.float32).to(x.device)
     return x + 0.08 * uniform(n, 1, 1, 1).clamp(min=0) * noise
 
 

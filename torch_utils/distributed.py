@@ -159,7 +159,7 @@ def max_over_ranks(value: int) -> int:
     """The largest of all ranks' numbers."""
     if get_world_size() == 1:
         return value
-    largest = torch.tensor(value)        # on the CPU, so that no CUDA device has to wait
+    largest = torch.tensor(value, dtype=torch.int64, device="cpu")        # on the CPU, so that no CUDA device has to wait
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
 

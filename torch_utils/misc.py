@@ -53,6 +53,25 @@ def suppress_tracer_warnings() -> Iterator[None]:
         yield
 
 
+def common_batch(num_latents: int, num_others: int, others: str) -> int:
+    """The number of samples of latents and their labels or cameras (`others`), where one may serve all. ValueError where they do not fit."""
+    if num_latents != num_others and 1 not in (num_latents, num_others):
+        raise ValueError(f"{num_others} {others} for {num_latents} latents; give as many, or one for all")
+    return num_latents if num_others == 1 else num_others
+
+
+def own_precision(forward: Callable) -> Callable:
+    """Decorator of functions that choose their precision themselves: autocast is off inside."""
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        device_type = next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), None)
+        if device_type is None or not torch.is_autocast_enabled(device_type):
+            return forward(*args, **kwargs)
+        with torch.autocast(device_type, enabled=False):
+            return forward(*args, **kwargs)
+    return wrapper
+
+
 def profiled_function(fn: Callable) -> Callable:
     """Decorator: the function appears under its own name in torch.profiler."""
     @functools.wraps(fn)
@@ -101,6 +120,20 @@ class InfiniteSampler(torch.utils.data.Sampler):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Modules.
+
+class KeepsFilters(torch.nn.Module):
+    """A module whose buffers named FILTERS stay float32 through .half(), .double() and the like, as the ops want them."""
+
+    FILTERS = ("resample_filter", "up_filter", "down_filter")
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        before = {name: self._buffers[name] for name in self.FILTERS if self._buffers.get(name) is not None}
+        super()._apply(*args, **kwargs)
+        for name, f in before.items():
+            if self._buffers[name].dtype != f.dtype:
+                self._buffers[name] = f.to(self._buffers[name].device)
+        return self
+
 
 def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
     return [tensor for _, tensor in named_params_and_buffers(module)]

@@ -25,7 +25,7 @@ def report(name: str, value: Any) -> Any:
 
     Every process must report the same names in between two updates of a Collector.
     """
-    elements = torch.as_tensor(value).detach().flatten()
+    elements = torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64).detach().flatten()
     elements = elements.to(torch.float64 if elements.device.type == "cpu" else torch.float32)
     moments = torch.stack([torch.ones_like(elements).sum(), elements.sum(), elements.square().sum()])
     _pending[name] = _pending[name] + moments.to(_pending[name].device) if name in _pending else moments

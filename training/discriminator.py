@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torch_utils import misc, persistence
-from torch_utils.ops import upfirdn2d
+from torch_utils.ops import conv2d_resample, upfirdn2d
 from training.layers import (
     BILINEAR,
     HALF_DTYPES,
@@ -22,6 +22,7 @@ from training.layers import (
     FullyConnectedLayer,
     MappingNetwork,
     channels_per_resolution,
+    computing_dtype,
     half_precision_resolutions,
     sqrt_half,
 )
@@ -32,7 +33,7 @@ CAMERA_INPUTS = {"pose": (True, False), "rays": (False, True), "both": (True, Tr
 
 
 @persistence.persistent_class
-class DiscriminatorBlock(nn.Module):
+class DiscriminatorBlock(misc.KeepsFilters):
     """One resolution: two convolutions, the second one down-sampling; a branch from the image where the architecture has one."""
 
     def __init__(self,
@@ -77,12 +78,14 @@ class DiscriminatorBlock(nn.Module):
         if architecture == "resnet":
             self.skip = conv(tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter)
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor | None, img: torch.Tensor | None, force_fp32: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x: [N, in_channels, H, W], img: [N, img_channels, H, W]. Returns features at half the size, and the image for the next block."""
         device = (img if x is None else x).device
-        half = self.use_fp16 and not force_fp32 and device.type == "cuda"
-        channels_last = device.type == "cpu" or (self.channels_last and not force_fp32)     # CPUs convolve faster so
-        numerics = dict(dtype=HALF_DTYPES[self.half_dtype] if half else torch.float32,
+        dtype = computing_dtype(self.conv0.weight)
+        half = self.use_fp16 and not force_fp32 and device.type == "cuda" and dtype == torch.float32
+        channels_last = conv2d_resample.prefers_channels_last(device) or (self.channels_last and not force_fp32)
+        numerics = dict(dtype=HALF_DTYPES[self.half_dtype] if half else dtype,
                         memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         parts = []
         if x is not None:
@@ -157,12 +160,14 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = FullyConnectedLayer(in_channels * resolution ** 2, in_channels, activation=activation)
         self.out = FullyConnectedLayer(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor, img: torch.Tensor | None, cmap: torch.Tensor | None, force_fp32: bool = False) -> torch.Tensor:
-        """x: [N, in_channels, 4, 4], cmap: [N, cmap_dim]. Returns logits [N, 1]. Always computes in float32."""
+        """x: [N, in_channels, 4, 4], cmap: [N, cmap_dim]. Returns logits [N, 1]. Never computes in half precision."""
         misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
-        x = x.to(torch.float32, memory_format=torch.contiguous_format)
+        dtype = computing_dtype(self.out.weight)
+        x = x.to(dtype, memory_format=torch.contiguous_format)
         if self.architecture == "skip":
-            x = x + self.fromrgb(img.to(torch.float32, memory_format=torch.contiguous_format))
+            x = x + self.fromrgb(img.to(dtype, memory_format=torch.contiguous_format))
         if self.mbstd is not None:
             x = self.mbstd(x)
         x = self.out(self.fc(self.conv(x).flatten(1)))                      # [N, cmap_dim or 1]
@@ -222,9 +227,10 @@ class Discriminator(nn.Module):
         self.cmap_dim = cmap_dim
         self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim=cmap_dim, resolution=4, **image, **(epilogue_kwargs or {}))
 
+    @misc.own_precision
     def forward(self, img: torch.Tensor, c: torch.Tensor | None, update_emas: bool = False, **block_kwargs: Any) -> torch.Tensor:
         """img: [N, img_channels, H, W], c: [N, c_dim]. Returns logits [N, 1]. `update_emas` is there for other discriminators."""
-        img = self.conditioning.bind(c, img.shape[0]).append_to(img)
+        img = self.conditioning.bind(c, img.shape[0]).append_to(img.to(computing_dtype(img)))
         x = None
         for res in self.block_resolutions:
             x, img = getattr(self, f"b{res}")(x, img, **block_kwargs)

@@ -39,7 +39,7 @@ class BaseGenerator(nn.Module):
 
     def forward(self, z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float = 1, truncation_cutoff: int | None = None,
                 update_emas: bool = False, **synthesis_kwargs: Any) -> torch.Tensor:
-        """z: [N, z_dim], c: [N, c_dim]. Returns images [N, img_channels, H, W]."""
+        """z: [N, z_dim], c: [N, c_dim]; one of either serves many of the other. Returns images [N, img_channels, H, W]."""
         ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff, update_emas=update_emas)
         return self.synthesis(ws, c, update_emas=update_emas, **synthesis_kwargs)
 

@@ -23,9 +23,17 @@ def normalize_2nd_moment(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> to
     return x * torch.rsqrt(x.square().mean(dim, keepdim=True) + eps)
 
 
+def computing_dtype(weight: torch.Tensor) -> torch.dtype:
+    """The precision in which a network with such weights computes, where it does not choose half: float32, or float64 after G.double().
+    G.half() and G.bfloat16() change how the weights are kept.
+    """
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Modulated convolution (Karras et al. 2020b, section 2.2).
 
+@misc.own_precision
 def modulated_conv2d(
     x:                  torch.Tensor,                   # Features                                      [N, I, H, W].
     weight:             torch.Tensor,                   # Shared kernels                                [O, I, kh, kw].
@@ -54,6 +62,7 @@ def modulated_conv2d(
     return y * decay if noise is None else fma.fma(y, decay, noise)
 
 
+@misc.own_precision
 def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0,
                        resample_filter: torch.Tensor | None = None, demodulate: bool = True, flip_weight: bool = True, fused_modconv: bool = True,
                        input_gain: torch.Tensor | None = None, appended: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -63,6 +72,8 @@ def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tens
     N, I = styles.shape
     given = x.shape[1] + (0 if appended is None else appended.shape[1])
     assert x.shape[0] == N and given == I == weight.shape[1], f"{given} channels of x {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
+    precision = torch.promote_types(computing_dtype(weight), styles.dtype)
+    weight, styles = weight.to(precision), styles.to(precision)
     if demodulate and x.dtype == torch.float16:
         weight, styles = _scale_to_unit_peak(weight, styles)
     decay = modulate.demodulation(weight, styles) if demodulate else None   # [N, O]
@@ -116,11 +127,12 @@ class FullyConnectedLayer(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
-        self.weight = nn.Parameter(torch.randn([out_features, in_features]) * (weight_init / lr_multiplier))
-        self.bias = nn.Parameter(torch.zeros([out_features]) + torch.as_tensor(bias_init, dtype=torch.float32)) if bias else None
+        self.weight = nn.Parameter(torch.randn([out_features, in_features], dtype=torch.float32) * (weight_init / lr_multiplier))
+        self.bias = nn.Parameter(torch.zeros([out_features], dtype=torch.float32) + torch.as_tensor(bias_init, dtype=torch.float32)) if bias else None
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         self.bias_gain = lr_multiplier
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         w = (self.weight * self.weight_gain).to(x.dtype)
         b = None if self.bias is None else (self.bias * self.bias_gain if self.bias_gain != 1 else self.bias).to(x.dtype)
@@ -133,7 +145,7 @@ class FullyConnectedLayer(nn.Module):
 
 
 @persistence.persistent_class
-class Conv2dLayer(nn.Module):
+class Conv2dLayer(misc.KeepsFilters):
     """Convolution, optional resampling, bias, activation, clamp."""
 
     def __init__(self,
@@ -159,15 +171,16 @@ class Conv2dLayer(nn.Module):
         self.padding = kernel_size // 2
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size], dtype=torch.float32)
         if channels_last:
             weight = weight.to(memory_format=torch.channels_last)
-        for name, value in (("weight", weight), ("bias", torch.zeros([out_channels]) if bias else None)):
+        for name, value in (("weight", weight), ("bias", torch.zeros([out_channels], dtype=torch.float32) if bias else None)):
             if trainable and value is not None:
                 setattr(self, name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         w = (self.weight * self.weight_gain).to(x.dtype)
         b = None if self.bias is None else self.bias.to(x.dtype)
@@ -216,31 +229,38 @@ class MappingNetwork(nn.Module):
         for i in range(num_layers):
             setattr(self, f"fc{i}", FullyConnectedLayer(widths[i], widths[i + 1], activation=activation, lr_multiplier=lr_multiplier))
         if num_ws is not None and w_avg_beta is not None:
-            self.register_buffer("w_avg", torch.zeros([w_dim]))
+            self.register_buffer("w_avg", torch.zeros([w_dim], dtype=torch.float32))
 
+    @misc.own_precision
     def forward(self, z: torch.Tensor | None, c: torch.Tensor | None, truncation_psi: float = 1, truncation_cutoff: int | None = None,
                 update_emas: bool = False) -> torch.Tensor:
-        """z: [N, z_dim], c: [N, c_dim]. Returns ws [N, num_ws, w_dim], the first `truncation_cutoff` (None: all) pulled towards the mean."""
+        """z: [N, z_dim], c: [N, c_dim]; one z serves many labels, and one label many z.
+
+        Returns ws [N, num_ws, w_dim], the first `truncation_cutoff` (None: all) pulled towards the mean.
+        """
         inputs = []
+        dtype = computing_dtype(next(self.parameters(), z))
         if self.z_dim > 0:
             misc.assert_shape(z, [None, self.z_dim])
-            inputs.append(normalize_2nd_moment(z.to(torch.float32)))
+            inputs.append(normalize_2nd_moment(z.to(dtype)))
         if self.c_dim > 0:
             misc.assert_shape(c, [None, self.c_dim])
-            inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
+            inputs.append(normalize_2nd_moment(self.embed(c.to(dtype))))
+        if len(inputs) == 2 and len(z) != len(c):
+            inputs = [x.expand(misc.common_batch(len(z), len(c), "labels"), -1) for x in inputs]
         w = torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]
         for i in range(self.num_layers):
             w = getattr(self, f"fc{i}")(w)                                  # [N, w_dim]
 
         if update_emas and self.w_avg_beta is not None:
-            self.w_avg.lerp_(w.detach().mean(dim=0), 1 - self.w_avg_beta)
+            self.w_avg.lerp_(w.detach().mean(dim=0).to(self.w_avg.dtype), 1 - self.w_avg_beta)
         if self.num_ws is None:
             return w
         ws = w.unsqueeze(1).repeat(1, self.num_ws, 1)                       # [N, num_ws, w_dim]
         if truncation_psi != 1:
             assert self.w_avg_beta is not None, "truncation needs the mean of w, which this network does not keep"
             cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
-            truncated = self.w_avg.lerp(ws[:, :cutoff], truncation_psi)
+            truncated = self.w_avg.to(ws.dtype).lerp(ws[:, :cutoff], truncation_psi)
             ws = torch.cat([truncated, ws[:, cutoff:]], dim=1)
         return ws
 

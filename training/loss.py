@@ -29,7 +29,7 @@ class Draws:
 
 def _global_mix_cutoff(batch: int, num_ws: int, probability: float) -> torch.Tensor:
     cutoff = torch.randint(1, num_ws, [batch])
-    return torch.where(torch.rand([batch]) < probability, cutoff, num_ws)
+    return torch.where(torch.rand([batch], dtype=torch.float32) < probability, cutoff, num_ws)
 
 
 GLOBAL_DRAWS = Draws(mix_z=torch.randn_like, mix_cutoff=_global_mix_cutoff, image_noise=torch.randn_like, augment=lambda kind: None)
@@ -60,7 +60,7 @@ class StyleGAN2Loss:
         self.pl_weight = pl_weight
         self.pl_batch_shrink = pl_batch_shrink
         self.pl_decay = pl_decay
-        self.pl_mean = torch.zeros([], device=device)
+        self.pl_mean = torch.zeros([], dtype=torch.float32, device=device)
         self.blur_init_sigma = blur_init_sigma
         self.blur_fade_kimg = blur_fade_kimg
 
@@ -72,7 +72,7 @@ class StyleGAN2Loss:
         if self.style_mixing_prob > 0:
             cutoff = draws.mix_cutoff(ws.shape[0], ws.shape[1], self.style_mixing_prob).to(ws.device)
             other = self.G.mapping(draws.mix_z(z), c, update_emas=False)
-            mixed = torch.arange(ws.shape[1], device=ws.device) >= cutoff[:, None]      # [N, num_ws]
+            mixed = torch.arange(ws.shape[1], dtype=torch.int64, device=ws.device) >= cutoff[:, None]      # [N, num_ws]
             ws = torch.where(mixed[:, :, None], other, ws)
         return self.G.synthesis(ws, c, update_emas=update_emas), ws
 
@@ -81,7 +81,7 @@ class StyleGAN2Loss:
         """Logits [N, 1] of images after blur and augmentation."""
         reach = math.floor(blur_sigma * 3)
         if reach > 0:
-            taps = torch.arange(-reach, reach + 1, device=img.device).div(blur_sigma).square().neg().exp2()
+            taps = torch.arange(-reach, reach + 1, dtype=torch.float32, device=img.device).div(blur_sigma).square().neg().exp2()
             img = upfirdn2d.filter2d(img, taps / taps.sum())
         if self.augment_pipe is not None:
             img = self.augment_pipe(img) if augment_draws is None else self.augment_pipe(img, draws=augment_draws)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torch_utils import misc, persistence
-from torch_utils.ops import upfirdn2d
+from torch_utils.ops import conv2d_resample, upfirdn2d
 from training.discriminator import Discriminator, DiscriminatorBlock, DiscriminatorEpilogue, MinibatchStdLayer
 from training.generator import BaseGenerator
 from training.layers import (
@@ -25,6 +25,7 @@ from training.layers import (
     MappingNetwork,
     act_with_gain,
     channels_per_resolution,
+    computing_dtype,
     convolve_modulated,
     half_precision_resolutions,
     modulated_conv2d,
@@ -41,7 +42,7 @@ __all__ = [
 
 
 @persistence.persistent_class
-class SynthesisLayer(nn.Module):
+class SynthesisLayer(misc.KeepsFilters):
     """Style-modulated convolution, noise, bias, activation."""
 
     def __init__(self,
@@ -68,15 +69,16 @@ class SynthesisLayer(nn.Module):
         self.conv_clamp = conv_clamp
         self.padding = kernel_size // 2
 
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size], dtype=torch.float32)
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = nn.Parameter(weight.to(memory_format=torch.channels_last) if channels_last else weight)
-        self.bias = nn.Parameter(torch.zeros([out_channels]))
+        self.bias = nn.Parameter(torch.zeros([out_channels], dtype=torch.float32))
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(list(resample_filter)))
         if use_noise:
-            self.register_buffer("noise_const", torch.randn([resolution, resolution]))
-            self.noise_strength = nn.Parameter(torch.zeros([]))
+            self.register_buffer("noise_const", torch.randn([resolution, resolution], dtype=torch.float32))
+            self.noise_strength = nn.Parameter(torch.zeros([], dtype=torch.float32))
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1,
                 appended: torch.Tensor | None = None) -> torch.Tensor:
         """x: [N, in_channels, H, W], or fewer channels and the others in `appended`; w: [N, w_dim]. Returns [N, out_channels, resolution, resolution]."""
@@ -92,7 +94,7 @@ class SynthesisLayer(nn.Module):
             return None
         if mode == "const":
             return self.noise_const * self.noise_strength
-        return torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device) * self.noise_strength
+        return torch.randn([x.shape[0], 1, self.resolution, self.resolution], dtype=torch.float32, device=x.device) * self.noise_strength
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, out_channels={self.out_channels}, resolution={self.resolution}, up={self.up}"
@@ -109,13 +111,14 @@ class ToRGBLayer(nn.Module):
         self.out_channels = out_channels
         self.w_dim = w_dim
         self.conv_clamp = conv_clamp
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size], dtype=torch.float32)
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = nn.Parameter(weight.to(memory_format=torch.channels_last) if channels_last else weight)
-        self.bias = nn.Parameter(torch.zeros([out_channels]))
+        self.bias = nn.Parameter(torch.zeros([out_channels], dtype=torch.float32))
         self.padding = kernel_size // 2
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool = True) -> torch.Tensor:
         styles = self.affine(w) * self.weight_gain
         x = modulated_conv2d(x, self.weight, styles, padding=self.padding, demodulate=False, fused_modconv=fused_modconv)
@@ -123,7 +126,7 @@ class ToRGBLayer(nn.Module):
 
 
 @persistence.persistent_class
-class SynthesisBlock(nn.Module):
+class SynthesisBlock(misc.KeepsFilters):
     """One resolution: a constant, or an up-sampling convolution; a convolution; a branch to the image."""
 
     def __init__(self,
@@ -168,13 +171,14 @@ class SynthesisBlock(nn.Module):
         if has_input:
             self.conv0 = SynthesisLayer(in_channels + cond_channels, out_channels, up=2, **layer)
         else:
-            self.const = nn.Parameter(torch.randn([out_channels, resolution, resolution]))
+            self.const = nn.Parameter(torch.randn([out_channels, resolution, resolution], dtype=torch.float32))
         self.conv1 = SynthesisLayer(out_channels + cond_channels, out_channels, **layer)
         if self.shows:
             self.torgb = ToRGBLayer(out_channels, img_channels, **shared)
         if self.has_shortcut:
             self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, up=2, resample_filter=resample_filter, channels_last=self.channels_last)
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, rays: Any = None, force_fp32: bool = False,
                 fused_modconv: bool | None = None, update_emas: bool = False, **layer_kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x: [N, in_channels, H/2, W/2], img: [N, img_channels, H/2, W/2], ws: [N, num_conv + num_torgb, w_dim], rays: a bound
@@ -201,21 +205,22 @@ class SynthesisBlock(nn.Module):
         return x
 
     def _image(self, x: torch.Tensor, img: torch.Tensor | None, ws: torch.Tensor, fused_modconv: bool) -> torch.Tensor | None:
-        """The image so far, in float32 at this block's resolution, with this block's share."""
+        """The image so far, in full precision at this block's resolution, with this block's share."""
         if img is not None:
             misc.assert_shape(img, [None, self.img_channels, self.resolution // 2, self.resolution // 2])
             img = upfirdn2d.upsample2d(img, self.resample_filter)
         if not self.shows:
             return img
-        memory_format = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format      # which upsamples faster
-        share = self.torgb(x, ws[:, self.num_conv], fused_modconv=fused_modconv).to(torch.float32, memory_format=memory_format)
+        dtype, memory_format = self._numerics(x.device, force_fp32=True)
+        share = self.torgb(x, ws[:, self.num_conv], fused_modconv=fused_modconv).to(dtype=dtype, memory_format=memory_format)
         return share if img is None else img.add_(share)
 
     def _numerics(self, device: torch.device, force_fp32: bool) -> tuple[torch.dtype, torch.memory_format]:
-        """Half precision is for GPUs; elsewhere all is float32. CPUs convolve faster with channels innermost."""
-        half = self.use_fp16 and not force_fp32 and device.type == "cuda"
-        channels_last = device.type == "cpu" or (self.channels_last and not force_fp32)
-        return HALF_DTYPES[self.half_dtype] if half else torch.float32, torch.channels_last if channels_last else torch.contiguous_format
+        """Half precision is for GPUs. CPUs convolve faster with channels innermost."""
+        dtype = computing_dtype(self.conv1.weight)
+        half = self.use_fp16 and not force_fp32 and device.type == "cuda" and dtype == torch.float32
+        channels_last = conv2d_resample.prefers_channels_last(device) or (self.channels_last and not force_fp32)
+        return HALF_DTYPES[self.half_dtype] if half else dtype, torch.channels_last if channels_last else torch.contiguous_format
 
     def extra_repr(self) -> str:
         return f"resolution={self.resolution}, architecture={self.architecture}"
@@ -252,11 +257,15 @@ class SynthesisNetwork(nn.Module):
             self.num_ws += block.num_conv + (block.num_torgb if block.is_last else 0)
             setattr(self, f"b{res}", block)
 
+    @misc.own_precision
     def forward(self, ws: torch.Tensor, c: torch.Tensor | None = None, **block_kwargs: Any) -> torch.Tensor:
-        """ws: [N, num_ws, w_dim], c: [N, 25] or None. Returns images [N, img_channels, H, W], dynamic range about -1 .. 1."""
+        """ws: [N, num_ws, w_dim], c: [N, 25] or None; one of either serves many of the other.
+
+        Returns images [N, img_channels, H, W], dynamic range about -1 .. 1.
+        """
         misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
-        ws = ws.to(torch.float32)
         rays = self.conditioning.bind(c, ws.shape[0])
+        ws = rays.expand(ws.to(computing_dtype(ws)))
         x = img = None
         first = 0
         for res in self.block_resolutions:

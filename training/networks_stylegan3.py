@@ -21,7 +21,7 @@ from torch_utils.ops import filtered_lrelu
 from training import layers
 from training.bands import lowpass_filter, schedule
 from training.generator import BaseGenerator
-from training.layers import HALF_DTYPES, FullyConnectedLayer
+from training.layers import HALF_DTYPES, FullyConnectedLayer, computing_dtype
 from training.ray_conditioning import NoConditioning
 
 __all__ = ["FullyConnectedLayer", "Generator", "MappingNetwork", "SynthesisInput", "SynthesisLayer", "SynthesisNetwork", "modulated_conv2d"]
@@ -78,29 +78,32 @@ class SynthesisInput(nn.Module):
         self.size = np.broadcast_to(np.asarray(size), [2])
         self.sampling_rate = sampling_rate
         self.bandwidth = bandwidth
-        direction = torch.randn([channels, 2])
+        direction = torch.randn([channels, 2], dtype=torch.float32)
         radius = direction.norm(dim=1, keepdim=True)
         # Uniform on a disc: a normal vector has radius r with 1 - exp(-r^2 / 2) below it, the disc's share of that is a square.
         freqs = direction / radius * (1 - torch.exp(-radius.square() / 2)).sqrt() * bandwidth
-        self.weight = nn.Parameter(torch.randn([channels, channels]))
+        self.weight = nn.Parameter(torch.randn([channels, channels], dtype=torch.float32))
         self.affine = FullyConnectedLayer(w_dim, 4, weight_init=0, bias_init=(1, 0, 0, 0))
-        self.register_buffer("transform", torch.eye(3))                     # of the user: image plane -> Fourier plane
+        self.register_buffer("transform", torch.eye(3, dtype=torch.float32))                     # of the user: image plane -> Fourier plane
         self.register_buffer("freqs", freqs)                                # [channels, 2], (x, y)
-        self.register_buffer("phases", torch.rand([channels]) - 0.5)        # [cycles]
+        self.register_buffer("phases", torch.rand([channels], dtype=torch.float32) - 0.5)        # [cycles]
 
+    @misc.own_precision
     def forward(self, w: torch.Tensor) -> torch.Tensor:
-        """w: [N, w_dim]. Returns [N, channels, H, W] in float32."""
-        plane = self._motion(w) @ self.transform                            # [N, 3, 3]
-        freqs = self.freqs @ plane[:, :2, :2]                               # [N, channels, 2]
-        phases = self.phases + (self.freqs @ plane[:, :2, 2:]).squeeze(2)   # [N, channels]
+        """w: [N, w_dim]. Returns [N, channels, H, W] in full precision."""
+        dtype = computing_dtype(self.weight)
+        plane = self._motion(w.to(dtype)) @ self.transform.to(dtype)                            # [N, 3, 3]
+        given = self.freqs.to(dtype)
+        freqs = given @ plane[:, :2, :2]                               # [N, channels, 2]
+        phases = self.phases + (given @ plane[:, :2, 2:]).squeeze(2)   # [N, channels]
         # What the motion has brought near the sampling limit is faded out.
         fade = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
 
         width, height = (int(size) for size in self.size)
-        x, y = (_centred(n, self.sampling_rate, w.device) for n in (width, height))
+        x, y = (_centred(n, self.sampling_rate, w.device, dtype) for n in (width, height))
         cycles = freqs[:, None, None, :, 0] * x[:, None] + freqs[:, None, None, :, 1] * y[:, None, None] + phases[:, None, None]
         features = torch.sin(cycles * (2 * math.pi)) * (1 - fade).clamp(0, 1)[:, None, None]                # [N, H, W, channels]
-        mixed = features @ (self.weight / math.sqrt(self.channels)).t()
+        mixed = features @ (self.weight.to(dtype) / math.sqrt(self.channels)).t()
         return mixed.permute(0, 3, 1, 2)                                    # [N, channels, H, W], channels innermost in memory
 
     def _motion(self, w: torch.Tensor) -> torch.Tensor:
@@ -116,13 +119,13 @@ class SynthesisInput(nn.Module):
         return f"w_dim={self.w_dim}, channels={self.channels}, size={self.size.tolist()}, sampling_rate={self.sampling_rate:g}, bandwidth={self.bandwidth:g}"
 
 
-def _centred(size: int, sampling_rate: float, device: torch.device) -> torch.Tensor:
+def _centred(size: int, sampling_rate: float, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Positions [image widths from the centre] of a row of samples, [size]."""
-    return (torch.arange(size, device=device) + 0.5 - size / 2) / sampling_rate
+    return (torch.arange(size, dtype=dtype, device=device) + 0.5 - size / 2) / sampling_rate
 
 
 @persistence.persistent_class
-class SynthesisLayer(nn.Module):
+class SynthesisLayer(misc.KeepsFilters):
     """Style-modulated convolution, then bias and leaky ReLU at a higher sampling rate, filtered on the way there and back (section 3.2)."""
 
     def __init__(self,
@@ -165,9 +168,9 @@ class SynthesisLayer(nn.Module):
         self.magnitude_ema_beta = magnitude_ema_beta
 
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(torch.randn([out_channels, in_channels, self.conv_kernel, self.conv_kernel]))
-        self.bias = nn.Parameter(torch.zeros([out_channels]))
-        self.register_buffer("magnitude_ema", torch.ones([]))
+        self.weight = nn.Parameter(torch.randn([out_channels, in_channels, self.conv_kernel, self.conv_kernel], dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros([out_channels], dtype=torch.float32))
+        self.register_buffer("magnitude_ema", torch.ones([], dtype=torch.float32))
         if is_torgb:                                                        # the others are demodulated
             self.weight_gain = 1 / math.sqrt(in_channels * self.conv_kernel ** 2)
 
@@ -192,18 +195,20 @@ class SynthesisLayer(nn.Module):
         low = (total + self.up_factor) // 2
         return low, total - low
 
+    @misc.own_precision
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", force_fp32: bool = False, update_emas: bool = False) -> torch.Tensor:
         """x: [N, in_channels, H, W], w: [N, w_dim]. Returns [N, out_channels, H', W']. There is no noise: `noise_mode` is for StyleGAN2's sake."""
         assert noise_mode in ("random", "const", "none"), noise_mode
         misc.assert_shape(x, [None, self.in_channels, int(self.in_size[1]), int(self.in_size[0])])
         misc.assert_shape(w, [x.shape[0], self.w_dim])
+        dtype = computing_dtype(self.weight)
         if update_emas:
-            energy = x.detach().to(torch.float32).square().mean()
-            self.magnitude_ema.copy_(energy.lerp(self.magnitude_ema, self.magnitude_ema_beta))
+            energy = x.detach().to(dtype).square().mean()
+            self.magnitude_ema.copy_(energy.lerp(self.magnitude_ema.to(dtype), self.magnitude_ema_beta))
 
         styles = self.affine(w) * self.weight_gain if self.is_torgb else self.affine(w)     # [N, in_channels]
-        half = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
-        x = modulated_conv2d(x.to(HALF_DTYPES[self.half_dtype] if half else torch.float32), self.weight, styles, demodulate=not self.is_torgb,
+        half = self.use_fp16 and not force_fp32 and x.device.type == "cuda" and dtype == torch.float32
+        x = modulated_conv2d(x.to(HALF_DTYPES[self.half_dtype] if half else dtype), self.weight, styles, demodulate=not self.is_torgb,
                              padding=self.conv_kernel - 1, input_gain=self.magnitude_ema.rsqrt())
         gain, slope = (1, 1) if self.is_torgb else (math.sqrt(2), 0.2)
         return filtered_lrelu.filtered_lrelu(x, fu=self.up_filter, fd=self.down_filter, b=self.bias.to(x.dtype), up=self.up_factor, down=self.down_factor,
@@ -273,18 +278,22 @@ class SynthesisNetwork(nn.Module):
             self.layer_names.append(f"L{index}_{band.size}_{band.channels}")
             setattr(self, self.layer_names[-1], layer)
 
+    @misc.own_precision
     def forward(self, ws: torch.Tensor, c: torch.Tensor | None = None, **layer_kwargs: Any) -> torch.Tensor:
-        """ws: [N, num_ws, w_dim], c: [N, 25] or None. Returns images [N, img_channels, H, W], dynamic range about -1 .. 1."""
+        """ws: [N, num_ws, w_dim], c: [N, 25] or None; one of either serves many of the other.
+
+        Returns images [N, img_channels, H, W], dynamic range about -1 .. 1.
+        """
         misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
-        w_input, *w_layers = ws.to(torch.float32).unbind(dim=1)
         rays = self.conditioning.bind(c, ws.shape[0])
+        w_input, *w_layers = rays.expand(ws).unbind(dim=1)
         x = self.input(w_input)
         for name, w in zip(self.layer_names, w_layers):
             layer = getattr(self, name)
-            # In float32, since the mean square of the layer's input takes the rays in.
-            x = layer(rays.append_to(x, layer.in_sampling_rate, dtype=torch.float32), w, **layer_kwargs)
+            # In full precision, since the mean square of the layer's input takes the rays in.
+            x = layer(rays.append_to(x, layer.in_sampling_rate, dtype=computing_dtype(layer.weight)), w, **layer_kwargs)
         misc.assert_shape(x, [None, self.img_channels, self.img_resolution, self.img_resolution])
-        return x.to(torch.float32) * self.output_scale
+        return x.to(computing_dtype(layer.weight)) * self.output_scale
 
     def extra_repr(self) -> str:
         return f"{self.num_layers} layers, the last {self.num_critical} critical -> [{self.img_channels}, {self.img_resolution}, {self.img_resolution}]"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 
 from camera_utils import CONVENTIONS, LABEL_DIM, ray_map
+from torch_utils import misc
+from torch_utils.ops import registry
 
 
 class NoConditioning:
@@ -23,6 +25,9 @@ class NoConditioning:
 
     def bind(self, c: torch.Tensor | None, batch_size: int | None = None) -> NoConditioning:
         return self
+
+    def expand(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
     def channels_for(self, x: torch.Tensor, sampling_rate: float | None = None) -> None:
         return None
@@ -44,14 +49,12 @@ class RayConditioning:
         self.convention = convention
 
     def bind(self, c: torch.Tensor | None, batch_size: int | None = None) -> BoundRays:
-        """Cameras for one forward pass. c: labels [N, 25], or [1, 25] for a whole batch; gradients reach them."""
+        """Cameras for one forward pass. c: labels [N, 25], or [1, 25] for a whole batch; many for a batch of one. Gradients reach them."""
         if c is None or c.ndim != 2 or c.shape[1] != LABEL_DIM:
             got = "None" if c is None else list(c.shape)
             raise ValueError(f"this network sees camera rays and needs labels c of shape [N, {LABEL_DIM}]; got {got}")
         if batch_size is not None and c.shape[0] != batch_size:
-            if c.shape[0] != 1:
-                raise ValueError(f"{c.shape[0]} cameras for {batch_size} latents; give as many, or one for all")
-            c = c.expand(batch_size, -1)
+            c = c.expand(misc.common_batch(batch_size, c.shape[0], "cameras"), -1)
         return BoundRays(c, self.convention)
 
 
@@ -63,17 +66,23 @@ class BoundRays:
         self.convention = convention
         self._maps: dict[tuple, torch.Tensor] = {}
 
+    def expand(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, ...], or [1, ...] for all cameras, with a sample for each camera."""
+        return x if x.shape[0] == self.c.shape[0] else x.expand(self.c.shape[0], *x.shape[1:])
+
     def map(self, height: int, width: int, sampling_rate: float | None = None) -> torch.Tensor:
-        """[N, 6, height, width] in float32. `sampling_rate` [pixels per image width]: see `camera_utils.rays.ray_map`."""
+        """[N, 6, height, width] in float32 (float64 for such labels). `sampling_rate` [pixels per image width]: see `camera_utils.rays.ray_map`."""
         key = (height, width, sampling_rate)
         if key not in self._maps:
-            self._maps[key] = ray_map(self.c, height, width, convention=self.convention, sampling_rate=sampling_rate)
+            self._maps[key] = ray_map(self.c, height, width, convention=self.convention, sampling_rate=sampling_rate,
+                                      dtype=torch.promote_types(self.c.dtype, torch.float32))
         return self._maps[key]
 
     def channels_for(self, x: torch.Tensor, sampling_rate: float | None = None) -> torch.Tensor:
         """[N, 6, H, W] for features [N, C, H, W], in their dtype and memory format."""
         rays = self.map(x.shape[2], x.shape[3], sampling_rate).to(x.dtype)
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)          # else cat would give up the format
+        # Else cat would give up the format of x.
+        channels_last = registry.available() and x.is_contiguous(memory_format=torch.channels_last)
         return rays.contiguous(memory_format=torch.channels_last) if channels_last else rays
 
     def append_to(self, x: torch.Tensor, sampling_rate: float | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -196,7 +196,7 @@ def describe(G: torch.nn.Module, D: torch.nn.Module, dataset: Any, batch: int, d
     """Prints the layers with their parameters and output shapes."""
     with torch.no_grad():
         c = torch.from_numpy(dataset.get_label(0)).to(device).expand(batch, -1)
-        img = misc.print_module_summary(G, [torch.zeros([batch, G.z_dim], device=device), c])
+        img = misc.print_module_summary(G, [torch.zeros([batch, G.z_dim], dtype=torch.float32, device=device), c])
         misc.print_module_summary(D, [img, c])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from torch_utils.ops import conv2d_gradfix, up_conv, upfirdn2d
+from torch_utils.ops import conv2d_gradfix, registry, up_conv, upfirdn2d
 from torch_utils.ops.upfirdn2d.arguments import edges, filter_size
 
 
@@ -28,9 +28,10 @@ def conv2d_resample(
     On the CPU single-precision results are channels_last, where convolutions and filters are much faster than in the other format.
     """
     assert x.ndim == 4 and w.ndim == 4, f"x {list(x.shape)}, w {list(w.shape)}, expected four dimensions each"
+    x, w = registry.in_one_dtype(x, w)
     assert x.dtype == w.dtype, f"x is {x.dtype}, w is {w.dtype}"
     assert isinstance(up, int) and up >= 1 and isinstance(down, int) and down >= 1, f"up {up!r}, down {down!r}, expected whole numbers from 1 on"
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    if x.dtype == torch.float32 and prefers_channels_last(x.device):
         x = x.contiguous(memory_format=torch.channels_last)
     kh, kw = w.shape[2:]
     fw, fh = filter_size(f)
@@ -63,6 +64,11 @@ def conv2d_resample(
     if left != right or top != bottom or left < 0 or top < 0:
         return _convolve(functional.pad(x, pad), w, groups, flip_weight)
     return _convolve(x, w, groups, flip_weight, padding=(top, left))
+
+
+def prefers_channels_last(device: torch.device) -> bool:
+    """Do convolutions run faster with channels innermost in memory? On CPUs they do; torch.func's vmap does not know the format."""
+    return device.type == "cpu" and registry.available()
 
 
 def _convolve(x: torch.Tensor, w: torch.Tensor, groups: int, flip_weight: bool, stride: int = 1,

@@ -29,7 +29,23 @@ def grid_sample(
     assert input.ndim == 4, f"input {list(input.shape)}, expected [N, C, H, W]"
     assert grid.ndim == 4 and grid.shape[3] == 2 and grid.shape[0] == input.shape[0], \
         f"grid {list(grid.shape)}, expected [{input.shape[0]}, H, W, 2]"
-    return _sample(input, grid.to(input.dtype))
+    grid = grid.to(input.dtype)
+    return _sample(input, grid) if registry.available() else _by_gathering(input, grid)
+
+
+def _by_gathering(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Same contract, of operations that have all derivatives in everything: for torch.func and forward mode, and slower."""
+    height, width = input.shape[2:]
+    x, y = ((grid[..., axis] + 1) * size / 2 - 0.5 for axis, size in ((0, width), (1, height)))             # [N, H', W'], in pixels
+    left, top = x.detach().floor(), y.detach().floor()
+    total = 0
+    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+        share = (1 - (x - column).abs()) * (1 - (y - row).abs())
+        share = share * ((column >= 0) & (column < width) & (row >= 0) & (row < height))
+        index = row.long().clamp(0, height - 1) * width + column.long().clamp(0, width - 1)
+        index = index.flatten(1).unsqueeze(1).expand(-1, input.shape[1], -1)                                # [N, C, H' W']
+        total = total + input.flatten(2).gather(2, index).unflatten(2, grid.shape[1:3]) * share.unsqueeze(1)
+    return total
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,17 +2,41 @@
 
 A registered operator stays one node for `torch.compile` and fake tensors. Its derivative is written with registered operators
 again, so that second gradients need nothing else. (torch.autograd.Function is silently wrong in double backward under dynamo.)
+
+Registered operators have backward derivatives only. Where PyTorch does something else with a call (`available` says so), the op
+is computed by PyTorch's own operations instead.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 NAMESPACE = "raycond"
-_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def available() -> bool:
+    """Can a registered operator take part in what PyTorch is doing right now?
+
+    Not in forward-mode derivatives, torch.func's transforms (vmap, grad, jvp, ...) and torch.jit.trace.
+    """
+    return not (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing())
+
+
+def in_one_dtype(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Under autocast the tensors in their widest dtype, as PyTorch's own operations of several tensors; elsewhere as they are.
+
+    Autocast hands on tensors of either precision, while without it a mixture is a mistake of the caller.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    if len({tensor.dtype for tensor in given}) < 2 or not torch.is_autocast_enabled(given[0].device.type):
+        return tensors
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in given))
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def register(
@@ -22,12 +46,50 @@ def register(
     setup_context:  Callable[..., Any] | None = None,   # (ctx, inputs, output): keeps what the derivative needs.
     backward:       Callable[..., Any] | None = None,   # (ctx, grad) -> a gradient or None per input.
 ) -> Callable[..., Any]:                                # The operator, ready to call.
-    """Defines one operator. See torch.library for the meaning of the parts."""
+    """Defines one operator. See torch.library for the meaning of the parts.
+
+    Kernels run without autocast. RuntimeError where a forward-mode derivative would have to pass through the operator.
+    """
     name = schema[:schema.index("(")]
     _library.define(schema)
     for key, kernel in kernels.items():
-        _library.impl(name, kernel, key)
+        _library.impl(name, _without_autocast(kernel, key.lower()), key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _without_autocast(kernel: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """Autocast would still change the precision of PyTorch's operations inside the kernel, whose result is already promised."""
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        if not torch.is_autocast_enabled(device_type):
+            return kernel(*args)
+        with torch.autocast(device_type, enabled=False):
+            return kernel(*args)
+    return run
+
+
+class _Library(torch.library.Library):
+    """Where derivatives begin, tangents are refused: they would be dropped without a word."""
+
+    def impl(self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **kwargs: Any) -> Any:
+        return super().impl(op_name, _refuse_tangents(op_name, fn) if dispatch_key == "Autograd" else fn, dispatch_key, **kwargs)
+
+
+def _refuse_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(kernel)
+    def run(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(_has_tangent(arg) for arg in args if isinstance(arg, torch.Tensor)):
+            raise RuntimeError(f"raycond::{name} has no forward-mode derivative; call the op through torch_utils.ops inside the forward-mode "
+                               "level, or set RAYCOND_OPS=reference")
+        return kernel(keyset, *args, **kwargs)
+    return run
+
+
+def _has_tangent(x: torch.Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+_library = _Library(NAMESPACE, "DEF")

@@ -25,7 +25,7 @@ def takes(x: torch.Tensor, w: torch.Tensor, stride: Any, groups: int) -> bool:
     """Is something gained? Only where weight gradients will be asked for."""
     if not (isinstance(stride, int) and stride > 1 and groups == 1 and x.device.type == "cpu" and x.dtype == w.dtype == torch.float32):
         return False
-    if min(w.shape[:2]) < LEAST_CHANNELS or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+    if min(w.shape[:2]) < LEAST_CHANNELS or torch.is_autocast_enabled("cpu") or not registry.available():
         return False
     return torch.is_grad_enabled() and w.requires_grad and custom_ops.mode() != "reference"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torch_utils import persistence
+from torch_utils import misc, persistence
 from training.augment import color, corruption, filtering, geometry
 from training.augment.draws import DrawSource, PercentileDraws
 from training.augment.wavelets import octave_filters, symlet
@@ -24,13 +24,15 @@ NUM_BANDS = 4
 
 
 @persistence.persistent_class
-class AugmentPipe(torch.nn.Module):
+class AugmentPipe(misc.KeepsFilters):
     """Applies each transform with the probability p times its multiplier, independently for each image. All are off by default.
 
     Buffers: `p` (starts at 1; the training run changes it), `Hz_geom` and `Hz_fbank`, the filters of resampling and of the octave bands.
     `p` stays on the CPU wherever the module goes, because the host decides what is applied: a call never synchronises the device.
     Differentiable twice in the images.
     """
+
+    FILTERS = ("Hz_geom", "Hz_fbank")
 
     def __init__(self,
         # Moves whole pixels.
@@ -72,7 +74,7 @@ class AugmentPipe(torch.nn.Module):
         for name, value in settings.items():
             setattr(self, name, tuple(map(float, value)) if name == "imgfilter_bands" else float(value))
         assert len(self.imgfilter_bands) == NUM_BANDS, f"imgfilter_bands {imgfilter_bands}, expected {NUM_BANDS} numbers"
-        self.register_buffer("p", torch.ones([]))
+        self.register_buffer("p", torch.ones([], dtype=torch.float32))
         self.register_buffer("Hz_geom", torch.as_tensor(symlet(6), dtype=torch.float32))
         self.register_buffer("Hz_fbank", torch.as_tensor(octave_filters(2, NUM_BANDS), dtype=torch.float32))
 

@@ -15,7 +15,7 @@ _AXIS = math.sqrt(1 / 3)                                # of grey: R = G = B
 
 def _grey() -> torch.Tensor:
     """[3, 3]: projects onto the axis of grey."""
-    return torch.full([3, 3], _AXIS ** 2)
+    return torch.full([3, 3], _AXIS ** 2, dtype=torch.float32, device="cpu")
 
 
 def _brightness(draw: Draw, pipe: Any) -> torch.Tensor:
@@ -29,19 +29,19 @@ def _contrast(draw: Draw, pipe: Any) -> torch.Tensor:
 def _luma_flip(draw: Draw, pipe: Any) -> torch.Tensor:
     """Reflects at the plane of equal brightness through black and white's middle."""
     flips = (draw.uniform() * 2).floor()
-    return affine(torch.eye(3) - 2 * flips[:, None, None] * _grey())
+    return affine(torch.eye(3, dtype=torch.float32, device="cpu") - 2 * flips[:, None, None] * _grey())
 
 
 def _hue(draw: Draw, pipe: Any) -> torch.Tensor:
     """Turns around the axis of grey (Rodrigues' formula)."""
     angle_rad = ((draw.uniform() * 2 - 1) * math.pi * pipe.hue_max)[:, None, None]
-    across = torch.tensor([[0.0, -_AXIS, _AXIS], [_AXIS, 0.0, -_AXIS], [-_AXIS, _AXIS, 0.0]])       # across @ x = axis x x
-    return affine(_grey() + angle_rad.cos() * (torch.eye(3) - _grey()) + angle_rad.sin() * across)
+    across = torch.tensor([[0.0, -_AXIS, _AXIS], [_AXIS, 0.0, -_AXIS], [-_AXIS, _AXIS, 0.0]], dtype=torch.float32, device="cpu")       # across @ x = axis x x
+    return affine(_grey() + angle_rad.cos() * (torch.eye(3, dtype=torch.float32, device="cpu") - _grey()) + angle_rad.sin() * across)
 
 
 def _saturation(draw: Draw, pipe: Any) -> torch.Tensor:
     factor = torch.exp2(draw.normal() * pipe.saturation_std)[:, None, None]
-    return affine(_grey() + factor * (torch.eye(3) - _grey()))
+    return affine(_grey() + factor * (torch.eye(3, dtype=torch.float32, device="cpu") - _grey()))
 
 
 OF_ALL_IMAGES = (
@@ -61,7 +61,7 @@ def draw_map(pipe: Any, source: DrawSource, strength: float, batch: int, channel
     Raises ValueError for other than 1 or 3 channels where a colour transform is switched on.
     """
     table = OF_ALL_IMAGES + (OF_COLOR_IMAGES if channels > 1 else ())
-    product = torch.eye(4).repeat(batch, 1, 1)
+    product = torch.eye(4, dtype=torch.float32, device="cpu").repeat(batch, 1, 1)
     for matrix in draw_matrices(table, pipe, source, strength, batch):
         if channels not in (1, 3):
             raise ValueError(f"colour augmentation of images with {channels} channels; expected 1 (grey) or 3 (RGB)")
@@ -77,7 +77,7 @@ def recolor(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
     channels = images.shape[1]
     if colors.shape[1] != channels:                     # neither grey nor RGB, and no colour transform
         return images
-    changes = (colors != torch.eye(channels, channels + 1)).any(dim=2).any(dim=1)
+    changes = (colors != torch.eye(channels, channels + 1, dtype=torch.float32, device="cpu")).any(dim=2).any(dim=1)
     return change_some(images, changes, _recolor, colors)
 
 

@@ -26,11 +26,11 @@ def cut_out(images: torch.Tensor, pipe: Any, source: DrawSource, strength: float
         return images
     batch, _, height, width = images.shape
     draw = Draw(source, "cutout", batch)
-    side = torch.where(draw.applies(pipe.cutout * strength), pipe.cutout_size, 0.0)                                 # [N], as part of the image's side
+    side = draw.applies(pipe.cutout * strength).to(torch.float32) * pipe.cutout_size                                 # [N], as part of the image's side
     if not side.any():
         return images
     centre = draw.uniform(2)                                                                                        # [N, 2]: x, y
-    outside_x = ((torch.arange(width) + 0.5) / width - centre[:, :1]).abs() >= side[:, None] / 2                    # [N, W]
-    outside_y = ((torch.arange(height) + 0.5) / height - centre[:, 1:]).abs() >= side[:, None] / 2                  # [N, H]
+    outside_x = ((torch.arange(width, dtype=torch.float32, device="cpu") + 0.5) / width - centre[:, :1]).abs() >= side[:, None] / 2                    # [N, W]
+    outside_y = ((torch.arange(height, dtype=torch.float32, device="cpu") + 0.5) / height - centre[:, 1:]).abs() >= side[:, None] / 2                  # [N, H]
     keeps = (outside_y[:, :, None] | outside_x[:, None, :]).unsqueeze(1)                                            # [N, 1, H, W]
     return images * keeps.to(images.device, images.dtype, non_blocking=True)

@@ -17,11 +17,11 @@ class DrawSource:
 
     def uniform(self, name: str, shape: list[int]) -> torch.Tensor:
         """Of 0 .. 1, float32 on the CPU. The first axis of `shape` runs over the samples."""
-        return torch.rand(shape, device="cpu")
+        return torch.rand(shape, dtype=torch.float32, device="cpu")
 
     def normal(self, name: str, shape: list[int]) -> torch.Tensor:
         """Standard normal, likewise."""
-        return torch.randn(shape, device="cpu")
+        return torch.randn(shape, dtype=torch.float32, device="cpu")
 
     def half_normal(self, name: str, shape: list[int]) -> torch.Tensor:
         """Absolute value of a standard normal number."""
@@ -55,7 +55,7 @@ class PercentileDraws(DrawSource):
 
     def chance(self, name: str, shape: list[int], probability: float) -> torch.Tensor:
         # The second of the two rotations would only add to the first.
-        return torch.full(shape, not name.startswith("rotate_after"))
+        return torch.full(shape, not name.startswith("rotate_after"), dtype=torch.bool, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ _POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)              # share of the bands in 
 
 def draw_gains(pipe: Any, source: DrawSource, strength: float, batch: int) -> torch.Tensor:
     """[batch, bands] float32 on the CPU: the factor of each band. One band after the other is changed, each time at equal expected power."""
-    power = torch.tensor(_POWER)
-    gains = torch.ones([batch, len(_POWER)])
+    power = torch.tensor(_POWER, dtype=torch.float32, device="cpu")
+    gains = torch.ones([batch, len(_POWER)], dtype=torch.float32, device="cpu")
     for band, multiplier in enumerate(pipe.imgfilter_bands):
         if pipe.imgfilter * multiplier > 0:
             draw = Draw(source, f"imgfilter{band}", batch)

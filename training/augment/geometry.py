@@ -70,8 +70,8 @@ GEOMETRY = (
 
 def draw_inverse(pipe: Any, source: DrawSource, strength: float, batch: int, width: int, height: int) -> torch.Tensor:
     """[batch, 3, 3] float32 on the CPU: the product of all geometric transforms."""
-    inverse = torch.eye(3).repeat(batch, 1, 1)
-    for matrix in draw_matrices(GEOMETRY, pipe, source, strength, batch, torch.tensor([float(width), float(height)])):
+    inverse = torch.eye(3, dtype=torch.float32, device="cpu").repeat(batch, 1, 1)
+    for matrix in draw_matrices(GEOMETRY, pipe, source, strength, batch, torch.tensor([width, height], dtype=torch.float32, device="cpu")):
         inverse = inverse @ matrix
     return inverse
 
@@ -85,7 +85,7 @@ def resample(images: torch.Tensor, inverse: torch.Tensor, taps: torch.Tensor) ->
     images: [N, C, H, W]; inverse: [N, 3, 3] on the CPU; taps: [T], low-pass filter of an orthogonal wavelet. Samples whose map is the identity
     are returned as they are. The margin of each sample is its own, so that none depends on what else is in the batch.
     """
-    moved = (inverse != torch.eye(3)).any(dim=2).any(dim=1)
+    moved = (inverse != torch.eye(3, dtype=torch.float32, device="cpu")).any(dim=2).any(dim=1)
     return change_some(images, moved, lambda some, maps: _resample(some, maps, taps), inverse)
 
 
@@ -99,13 +99,13 @@ def _resample(images: torch.Tensor, inverse: torch.Tensor, taps: torch.Tensor) -
     canvas = _as_one(upfirdn2d.upsample2d, canvas, taps, up=2)                       # [N, C, 2 (H + top + bottom), 2 (W + left + right)]
 
     # Points in samples of the doubled images, from their centres: the filter aligns sample 2 i with pixel i, half a sample before its middle.
-    half_sample = torch.full([1, 2], 0.5)
-    from_sample = scaling(torch.full([1, 2], 0.5)) @ shift(half_sample)
-    to_sample = shift(-half_sample) @ scaling(torch.full([1, 2], 2.0)) @ shift(torch.tensor([[(left - right) / 2, (top - bottom) / 2]]))
+    half_sample = torch.full([1, 2], 0.5, dtype=torch.float32, device="cpu")
+    from_sample = scaling(torch.full([1, 2], 0.5, dtype=torch.float32, device="cpu")) @ shift(half_sample)
+    to_sample = shift(-half_sample) @ scaling(torch.full([1, 2], 2.0, dtype=torch.float32, device="cpu")) @ shift(torch.tensor([[(left - right) / 2, (top - bottom) / 2]], dtype=torch.float32, device="cpu"))
     # affine_grid's points run from -1 to 1 over what it makes and over what it reads.
     made = [2 * (height + 2 * reach), 2 * (width + 2 * reach)]
-    from_unit = scaling(torch.tensor([[made[1] / 2, made[0] / 2]]))
-    to_unit = scaling(torch.tensor([[2 / canvas.shape[3], 2 / canvas.shape[2]]]))
+    from_unit = scaling(torch.tensor([[made[1] / 2, made[0] / 2]], dtype=torch.float32, device="cpu"))
+    to_unit = scaling(torch.tensor([[2 / canvas.shape[3], 2 / canvas.shape[2]]], dtype=torch.float32, device="cpu"))
     theta = (to_unit @ to_sample @ inverse @ from_sample @ from_unit)[:, :2]                    # [N, 2, 3]
 
     theta = theta.to(images.device, images.dtype, non_blocking=True)
@@ -116,18 +116,18 @@ def _resample(images: torch.Tensor, inverse: torch.Tensor, taps: torch.Tensor) -
 
 def _margins(inverse: torch.Tensor, width: int, height: int, reach: int) -> torch.Tensor:
     """By how many pixels each sample reaches out of its image at left, top, right and bottom: [N, 4] int64, less than the image's size."""
-    half = torch.tensor([(width - 1) / 2, (height - 1) / 2])
-    corners = torch.cartesian_prod(torch.tensor([-1.0, 1.0]), torch.tensor([-1.0, 1.0])) * half             # [4, 2]
+    half = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float32, device="cpu")
+    corners = torch.cartesian_prod(*torch.tensor([[-1.0, 1.0]] * 2, dtype=torch.float32, device="cpu")) * half          # [4, 2]
     points = corners @ inverse[:, :2, :2].mT + inverse[:, None, :2, 2]                                      # [N, 4, 2]
     extent = torch.cat([-points.amin(dim=1), points.amax(dim=1)], dim=1)                                    # [N, 4]
-    most = torch.tensor([width - 1, height - 1] * 2)
+    most = torch.tensor([width - 1, height - 1] * 2, dtype=torch.float32, device="cpu")
     return (extent - half.repeat(2) + 2 * reach).clamp(min=0).minimum(most).ceil().long()
 
 
 def _own_part(margins: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """Which pixels of the batch's canvas lie within a sample's own margins: [N, 1, H', W'] bool, on the CPU."""
     left, top, right, bottom = margins.amax(dim=0)
-    x, y = torch.arange(-int(left), width + int(right)), torch.arange(-int(top), height + int(bottom))
+    x, y = (torch.arange(first, last, dtype=torch.int64, device="cpu") for first, last in ((-int(left), width + int(right)), (-int(top), height + int(bottom))))
     in_x = (x >= -margins[:, :1]) & (x < width + margins[:, 2:3])           # [N, W']
     in_y = (y >= -margins[:, 1:2]) & (y < height + margins[:, 3:])          # [N, H']
     return (in_y[:, :, None] & in_x[:, None, :]).unsqueeze(1)

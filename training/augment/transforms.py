@@ -29,7 +29,7 @@ def draw_matrices(table: tuple[Transform, ...], pipe: Any, source: DrawSource, s
             draw = Draw(source, row.name, batch)
             matrix = row.matrix(draw, pipe, *context)
             applies = draw.applies(row.probability(multiplier * strength))
-            yield torch.where(applies[:, None, None], matrix, torch.eye(matrix.shape[-1]))
+            yield torch.where(applies[:, None, None], matrix, torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device))
 
 
 def scaling(factors: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def scaling(factors: torch.Tensor) -> torch.Tensor:
 def shift(offset: torch.Tensor) -> torch.Tensor:
     """offset: [N, d] -> [N, d + 1, d + 1]."""
     size = offset.shape[1] + 1
-    matrix = torch.eye(size).repeat(len(offset), 1, 1)
+    matrix = torch.eye(size, dtype=torch.float32, device="cpu").repeat(len(offset), 1, 1)
     matrix[:, :-1, -1] = offset
     return matrix
 

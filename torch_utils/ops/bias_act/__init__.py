@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops import fma
+from torch_utils.ops import fma, registry
 from torch_utils.ops.bias_act import native, native_cpu, operator_cpu, plain, reference
 from torch_utils.ops.bias_act.activations import activation_funcs
 
@@ -50,6 +50,7 @@ def scaled_bias_act(
     assert impl in ("cuda", "ref"), f"impl {impl!r}, expected 'cuda' or 'ref'"
     assert act in activation_funcs, f"activation {act!r}, expected one of {', '.join(activation_funcs)}"
     assert clamp is None or clamp >= 0, f"clamp {clamp}, expected None or a number from 0 on"
+    x, b, scale, noise = registry.in_one_dtype(x, b, scale, noise)
     _check_tensors(x, b, dim, scale, noise)
     row = activation_funcs[act]
     alpha = float(row.def_alpha if alpha is None else alpha)
@@ -59,7 +60,7 @@ def scaled_bias_act(
     on_cpu = x.device.type == "cpu"
     if impl == "ref" or custom_ops.mode() == "reference":
         path = "reference"
-    elif on_cpu and not native_cpu.takes(x, dim, act, alpha, gain):
+    elif not registry.available() or (on_cpu and not native_cpu.takes(x, dim, act, alpha, gain)):
         path = "plain"
     else:
         path = custom_ops.path("bias_act", x.device.type)

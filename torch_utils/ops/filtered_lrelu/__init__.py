@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.ops import registry
 from torch_utils.ops.filtered_lrelu import composed, native, operator, reference
 from torch_utils.ops.upfirdn2d.arguments import edges, filter_size, output_size
 
@@ -38,6 +39,7 @@ def filtered_lrelu(
     assert isinstance(up, int) and up >= 1, f"up {up!r}, expected a whole number from 1 on"
     assert isinstance(down, int) and down >= 1, f"down {down!r}, expected a whole number from 1 on"
     assert clamp is None or clamp >= 0, f"clamp {clamp}, expected None or a number from 0 on"
+    x, b = registry.in_one_dtype(x, b)
     if b is not None:
         assert b.shape == (x.shape[1],), f"b has shape {list(b.shape)}, expected [{x.shape[1]}] for x {list(x.shape)}"
         assert b.dtype == x.dtype, f"b is {b.dtype}, x is {x.dtype}"
@@ -55,5 +57,5 @@ def filtered_lrelu(
     if path == "reference":
         return reference.filtered_lrelu(*settings)
     fused = x.device.type in ("cpu", "meta") or (path == "native" and native.takes(x, fu, fd, up, down))
-    fused = fused and not torch.jit.is_tracing()                # which cannot trace lists of SymInt
+    fused = fused and registry.available()
     return (operator if fused and operator.takes(x, fu, fd) else composed).filtered_lrelu(*settings)

@@ -51,8 +51,8 @@ def bands(axis: Axis) -> list[Band]:
         last = min(first + height, out)
         start = max(0, -((before - first * down) // up))                                # the first input at or behind the first tap
         stop = min(size, ((last - 1) * down - before + len(taps) - 1) // up + 1)
-        rows = torch.arange(first, last).unsqueeze(1) * down - before
-        tap = torch.arange(start, max(start, stop)) * up - rows                         # [results, inputs]: which tap meets
+        rows = torch.arange(first, last, dtype=torch.int64, device="cpu").unsqueeze(1) * down - before
+        tap = torch.arange(start, max(start, stop), dtype=torch.int64, device="cpu") * up - rows                         # [results, inputs]: which tap meets
         hit = (tap >= 0) & (tap < len(taps))
         blocks.append(Band(first, last, start, max(start, stop), torch.where(hit, taps[tap.clamp(0, len(taps) - 1)], 0)))
     return blocks
@@ -112,7 +112,7 @@ def through(sources: list[tuple[torch.Tensor, Resampling]], act: Callable[..., t
 def axes(f: torch.Tensor | None, sizes: tuple[tuple[int, int], tuple[int, int]], up: int, down: int, before: tuple[int, int], flip_filter: bool,
          gains: tuple[float, float], dtype: torch.dtype) -> tuple[Axis, Axis]:
     """The maps along H and W; sizes as ((H, H'), (W, W')), before as (top, left), gains as (of H, of W)."""
-    taps = torch.ones([1], dtype=dtype) if f is None else f.to(dtype)
+    taps = torch.ones([1], dtype=dtype, device="cpu") if f is None else f.to(dtype)
     taps = taps if flip_filter else taps.flip(0)
     h, w = (Axis(taps * gain, size, out, up, down, pad) for (size, out), pad, gain in zip(sizes, before, gains))
     return h, w

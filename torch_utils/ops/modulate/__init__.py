@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.ops import registry
 from torch_utils.ops.modulate import native_cpu, operator_cpu, reference
 
 __all__ = ["demodulation", "modulate"]
@@ -19,6 +20,7 @@ def modulate(
     """cat([x, appended], 1) * styles (Karras et al. 2020b, equation 1, on the features instead of the kernels). Differentiable any number of times."""
     assert impl in ("cuda", "ref"), f"impl {impl!r}, expected 'cuda' or 'ref'"
     assert x.ndim == 4, f"x of shape {list(x.shape)}, expected [N, C, H, W]"
+    x, styles, appended = registry.in_one_dtype(x, styles, appended)
     extra = 0
     if appended is not None:
         assert appended.ndim == 4 and appended.shape[0] in (1, x.shape[0]) and appended.shape[2:] == x.shape[2:], \
@@ -52,4 +54,4 @@ def demodulation(
 
 
 def _is_native(x: torch.Tensor) -> bool:
-    return custom_ops.mode() != "reference" and not torch.jit.is_tracing() and native_cpu.takes(x) and custom_ops.path("modulate", "cpu") == "native"
+    return custom_ops.mode() != "reference" and registry.available() and native_cpu.takes(x) and custom_ops.path("modulate", "cpu") == "native"

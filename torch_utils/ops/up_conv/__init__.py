@@ -31,7 +31,7 @@ def takes(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, gro
     """Is this defined for the call, and worth it? `x` [N, I, H, W], `w` [O, I / groups, kh, kw], `f` and `padding` as of upfirdn2d."""
     if not (x.device.type == "cpu" and x.dtype == torch.float32 and up == 2 and groups == 1 and tuple(w.shape[2:]) == (3, 3)):
         return False
-    if torch.jit.is_tracing() or torch.is_autocast_enabled("cpu") or 4 * x.shape[0] * w.shape[0] * x.shape[2] * x.shape[3] < LEAST_ELEMENTS:
+    if not registry.available() or torch.is_autocast_enabled("cpu") or 4 * x.shape[0] * w.shape[0] * x.shape[2] * x.shape[3] < LEAST_ELEMENTS:
         return False
     if f is None or f.dtype != torch.float32 or f.device != x.device or f.requires_grad or max(f.shape) > MOST_TAPS or min(_size(x, f, padding)) < 1:
         return False
@@ -97,7 +97,7 @@ class _Splitting(ctypes.Structure):
 def _split(library: ctypes.CDLL, w: torch.Tensor) -> list[torch.Tensor]:
     """The taps of the four convolutions, as correlations, channels_last: for even and odd rows, and columns within."""
     O, I = w.shape[:2]
-    taps = [torch.empty([O, I, 2 - a, 2 - b], memory_format=torch.channels_last) for a in range(2) for b in range(2)]
+    taps = [torch.empty([O, I, 2 - a, 2 - b], dtype=w.dtype, device=w.device, memory_format=torch.channels_last) for a in range(2) for b in range(2)]
     job = _Splitting(w.data_ptr(), (ctypes.c_void_p * 4)(*(t.data_ptr() for t in taps)), O, I)
     launching.launch_cpu(library, "raycond_split_taps", job)
     return taps

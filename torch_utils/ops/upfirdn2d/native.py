@@ -37,7 +37,7 @@ def takes(x: torch.Tensor, f: torch.Tensor | None) -> bool:
     """Is the operator defined for this call? Without a filter nothing is left to compute. On CPUs it is defined without native code as well, and its
     derivative is better than that of the plain path, whose second one is a convolution for each channel.
     """
-    if f is None or f.device != x.device or x.dtype not in launching.DTYPES or torch.jit.is_tracing():      # torch.jit cannot trace lists of SymInt
+    if f is None or f.device != x.device or x.dtype not in launching.DTYPES or not registry.available():
         return False
     return x.device.type == "cpu" or custom_ops.path("upfirdn2d", x.device.type) == "native"
 
