@@ -36,13 +36,18 @@ def resize_by_area(images: torch.Tensor, size: int) -> torch.Tensor:
     return images
 
 
+def _convolution(channels: int, out_channels: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    """A 3x3 convolution and what normalises its result over the batch."""
+    return (nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False, dtype=torch.float32),
+            nn.BatchNorm2d(out_channels, dtype=torch.float32))
+
+
 class Residual(nn.Module):
     """x + conv(conv(x)), normalised over the batch."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(channels, dtype=torch.float32), nn.ReLU(),
-                                  nn.Conv2d(channels, channels, 3, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(channels, dtype=torch.float32))
+        self.body = nn.Sequential(*_convolution(channels, channels), nn.ReLU(), *_convolution(channels, channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x + self.body(x))
@@ -60,16 +65,17 @@ class SmallNetwork(nn.Module):
         super().__init__()
         assert resolution >= 2 * FINAL_SIZE and resolution & (resolution - 1) == 0, resolution
         self.resolution = resolution
-        layers: list[nn.Module] = [nn.Conv2d(3, base_channels, 3, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(base_channels, dtype=torch.float32), nn.ReLU()]
+        layers: list[nn.Module] = [*_convolution(3, base_channels), nn.ReLU()]
         size, channels = resolution, base_channels
         while size > FINAL_SIZE:
             wider = min(2 * channels, max_channels)
-            layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False, dtype=torch.float32), nn.BatchNorm2d(wider, dtype=torch.float32), nn.ReLU()]
+            layers += [*_convolution(channels, wider, stride=2), nn.ReLU()]
             size, channels = size // 2, wider
             if size <= 16:
                 layers.append(Residual(channels))
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * FINAL_SIZE ** 2, 128, dtype=torch.float32), nn.ReLU(), nn.Linear(128, num_outputs, dtype=torch.float32))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * FINAL_SIZE ** 2, 128, dtype=torch.float32), nn.ReLU(),
+                                  nn.Linear(128, num_outputs, dtype=torch.float32))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images: [N, 1 or 3, H, W] in 0 .. 255. Returns float32 [N, num_outputs] of length 1."""

@@ -8,18 +8,18 @@ import torch
 
 torch.set_default_dtype(getattr(torch, sys.argv[1]))
 
-import camera_utils                                                                         # noqa: E402
-import legacy                                                                               # noqa: E402
-from metrics.small_network import SmallNetwork                                              # noqa: E402
-from torch_utils import persistence                                                         # noqa: E402
-from torch_utils.ops import bias_act, filtered_lrelu, modulate, strided_conv, up_conv, upfirdn2d     # noqa: E402
-from torch_utils.ops.bias_act import native_cpu as bias_act_cpu                             # noqa: E402
-from torch_utils.ops.modulate import native_cpu as modulate_cpu                             # noqa: E402
-from torch_utils.ops.upfirdn2d import native_cpu as upfirdn2d_cpu                           # noqa: E402
-from training import networks_raycond2, networks_raycond3                                   # noqa: E402
-from training.augment import AugmentPipe                                                    # noqa: E402
-from training.discriminator import Discriminator                                            # noqa: E402
-from training.loss import StyleGAN2Loss                                                     # noqa: E402
+import camera_utils  # noqa: E402
+import legacy  # noqa: E402
+from metrics.small_network import SmallNetwork  # noqa: E402
+from torch_utils import persistence  # noqa: E402
+from torch_utils.ops import bias_act, filtered_lrelu, modulate, strided_conv, up_conv, upfirdn2d  # noqa: E402
+from torch_utils.ops.bias_act import native_cpu as bias_act_cpu  # noqa: E402
+from torch_utils.ops.modulate import native_cpu as modulate_cpu  # noqa: E402
+from torch_utils.ops.upfirdn2d import native_cpu as upfirdn2d_cpu  # noqa: E402
+from training import networks_raycond2, networks_raycond3  # noqa: E402
+from training.augment import AugmentPipe  # noqa: E402
+from training.discriminator import Discriminator  # noqa: E402
+from training.loss import StyleGAN2Loss  # noqa: E402
 
 F = torch.float32
 
@@ -66,7 +66,8 @@ z = torch.randn([2, 16], dtype=F)
 c = torch.cat([camera_utils.camera_for("heads", yaw, 0.1).to_label() for yaw in (-0.3, 0.4)])
 show("cameras", c, camera_utils.Camera.from_label(c[0].tolist()).to_label(), *(camera_utils.ray_map(c, 8, 8, kind) for kind in camera_utils.CONVENTIONS))
 sizes = dict(c_dim=25, img_resolution=16, img_channels=3, channel_base=256, channel_max=16)
-pipe = AugmentPipe(**dict.fromkeys("xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation imgfilter noise cutout".split(), 1))
+TRANSFORMS = "xflip rotate90 xint scale rotate aniso xfrac brightness contrast lumaflip hue saturation imgfilter noise cutout"
+pipe = AugmentPipe(**dict.fromkeys(TRANSFORMS.split(), 1))
 for family, layers in ((networks_raycond2, {}), (networks_raycond3, dict(num_layers=4))):
     torch.manual_seed(0)
     G = family.Generator(z_dim=16, w_dim=16, rays="pinhole", **sizes, **layers)

@@ -71,7 +71,7 @@ GEOMETRY = (
 def draw_inverse(pipe: Any, source: DrawSource, strength: float, batch: int, width: int, height: int) -> torch.Tensor:
     """[batch, 3, 3] float32 on the CPU: the product of all geometric transforms."""
     inverse = torch.eye(3, dtype=torch.float32, device="cpu").repeat(batch, 1, 1)
-    for matrix in draw_matrices(GEOMETRY, pipe, source, strength, batch, torch.tensor([width, height], dtype=torch.float32, device="cpu")):
+    for matrix in draw_matrices(GEOMETRY, pipe, source, strength, batch, _pair(width, height)[0]):
         inverse = inverse @ matrix
     return inverse
 
@@ -99,13 +99,12 @@ def _resample(images: torch.Tensor, inverse: torch.Tensor, taps: torch.Tensor) -
     canvas = _as_one(upfirdn2d.upsample2d, canvas, taps, up=2)                       # [N, C, 2 (H + top + bottom), 2 (W + left + right)]
 
     # Points in samples of the doubled images, from their centres: the filter aligns sample 2 i with pixel i, half a sample before its middle.
-    half_sample = torch.full([1, 2], 0.5, dtype=torch.float32, device="cpu")
-    from_sample = scaling(torch.full([1, 2], 0.5, dtype=torch.float32, device="cpu")) @ shift(half_sample)
-    to_sample = shift(-half_sample) @ scaling(torch.full([1, 2], 2.0, dtype=torch.float32, device="cpu")) @ shift(torch.tensor([[(left - right) / 2, (top - bottom) / 2]], dtype=torch.float32, device="cpu"))
+    from_sample = scaling(_pair(0.5, 0.5)) @ shift(_pair(0.5, 0.5))
+    to_sample = shift(_pair(-0.5, -0.5)) @ scaling(_pair(2, 2)) @ shift(_pair((left - right) / 2, (top - bottom) / 2))
     # affine_grid's points run from -1 to 1 over what it makes and over what it reads.
     made = [2 * (height + 2 * reach), 2 * (width + 2 * reach)]
-    from_unit = scaling(torch.tensor([[made[1] / 2, made[0] / 2]], dtype=torch.float32, device="cpu"))
-    to_unit = scaling(torch.tensor([[2 / canvas.shape[3], 2 / canvas.shape[2]]], dtype=torch.float32, device="cpu"))
+    from_unit = scaling(_pair(made[1] / 2, made[0] / 2))
+    to_unit = scaling(_pair(2 / canvas.shape[3], 2 / canvas.shape[2]))
     theta = (to_unit @ to_sample @ inverse @ from_sample @ from_unit)[:, :2]                    # [N, 2, 3]
 
     theta = theta.to(images.device, images.dtype, non_blocking=True)
@@ -116,18 +115,19 @@ def _resample(images: torch.Tensor, inverse: torch.Tensor, taps: torch.Tensor) -
 
 def _margins(inverse: torch.Tensor, width: int, height: int, reach: int) -> torch.Tensor:
     """By how many pixels each sample reaches out of its image at left, top, right and bottom: [N, 4] int64, less than the image's size."""
-    half = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float32, device="cpu")
+    half = _pair((width - 1) / 2, (height - 1) / 2)[0]
     corners = torch.cartesian_prod(*torch.tensor([[-1.0, 1.0]] * 2, dtype=torch.float32, device="cpu")) * half          # [4, 2]
     points = corners @ inverse[:, :2, :2].mT + inverse[:, None, :2, 2]                                      # [N, 4, 2]
     extent = torch.cat([-points.amin(dim=1), points.amax(dim=1)], dim=1)                                    # [N, 4]
-    most = torch.tensor([width - 1, height - 1] * 2, dtype=torch.float32, device="cpu")
+    most = _pair(width - 1, height - 1)[0].repeat(2)
     return (extent - half.repeat(2) + 2 * reach).clamp(min=0).minimum(most).ceil().long()
 
 
 def _own_part(margins: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """Which pixels of the batch's canvas lie within a sample's own margins: [N, 1, H', W'] bool, on the CPU."""
     left, top, right, bottom = margins.amax(dim=0)
-    x, y = (torch.arange(first, last, dtype=torch.int64, device="cpu") for first, last in ((-int(left), width + int(right)), (-int(top), height + int(bottom))))
+    x = torch.arange(-int(left), width + int(right), dtype=torch.int64, device="cpu")
+    y = torch.arange(-int(top), height + int(bottom), dtype=torch.int64, device="cpu")
     in_x = (x >= -margins[:, :1]) & (x < width + margins[:, 2:3])           # [N, W']
     in_y = (y >= -margins[:, 1:2]) & (y < height + margins[:, 3:])          # [N, H']
     return (in_y[:, :, None] & in_x[:, None, :]).unsqueeze(1)
@@ -136,6 +136,11 @@ def _own_part(margins: torch.Tensor, width: int, height: int) -> torch.Tensor:
 def _as_one(function: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """function(x) with all images as channels of one: PyTorch's convolutions on a CPU are several times as fast so."""
     return function(x.flatten(0, 1)[None], *args, **kwargs)[0].unflatten(0, x.shape[:2])
+
+
+def _pair(x: float, y: float) -> torch.Tensor:
+    """[1, 2], float32 on the CPU."""
+    return torch.tensor([[x, y]], dtype=torch.float32, device="cpu")
 
 
 def _rotation(angle_rad: torch.Tensor) -> torch.Tensor:

@@ -22,9 +22,12 @@ class Rows(ctypes.Structure):
         """The matrix of `axis`. Keeps the memory that it points to."""
         taps, size, out, up, down, before = axis
         width = min(-(-len(taps) // up), size)
-        first = torch.arange(out, dtype=torch.int64, device="cpu") * down - before                                   # where the first tap lies at the higher rate
+        def count(n: int) -> torch.Tensor:
+            return torch.arange(n, dtype=torch.int64, device="cpu")
+
+        first = count(out) * down - before                                          # where the first tap lies at the higher rate
         start = torch.div(first + up - 1, up, rounding_mode="floor").clamp(0, size - width)
-        tap = (start.unsqueeze(1) + torch.arange(width, dtype=torch.int64, device="cpu")) * up - first.unsqueeze(1)  # [out, width]: which tap meets
+        tap = (start.unsqueeze(1) + count(width)) * up - first.unsqueeze(1)  # [out, width]: which tap meets
         hit = (tap >= 0) & (tap < len(taps))
         rows = cls(out=out, width=width, size=size)
         rows.kept = start.to(torch.int32), torch.where(hit, taps[tap.clamp(0, len(taps) - 1)], 0).contiguous()
