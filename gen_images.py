@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from typing import Any
 
 import click
@@ -111,6 +112,7 @@ def choose_cameras(yaw: list[float] | None, pitch: list[float] | None, cameras: 
         except UserError as error:
             raise UserError(f"--cameras={cameras}: {error.format_message()}") from error
         front = sum(row.yaw_range) / 2, sum(row.pitch_range) / 2
+        warn_of_other_cameras(row, stats)
     elif stats is not None:
         front = stats["yaw_mean"], stats["pitch_mean"]
     else:
@@ -119,6 +121,15 @@ def choose_cameras(yaw: list[float] | None, pitch: list[float] | None, cameras: 
     pairs = [(y, p) for p in pitch or [front[1]] for y in yaw or [front[0]]]
     yaw_rad, pitch_rad = torch.tensor(pairs, dtype=torch.float32).unbind(dim=1)                   # [views] each
     return row.camera(yaw_rad, pitch_rad) if cameras is not None else camera_utils.Camera.from_stats(stats, yaw_rad, pitch_rad)
+
+
+def warn_of_other_cameras(row: camera_utils.DatasetCameras, stats: dict | None) -> None:
+    """One line on stderr where the snapshot's `stats` contradict the data set's row."""
+    differences = row.differences(stats) if stats is not None else []
+    if differences:
+        here, there = (", ".join(f"{entry[0]} {entry[side]}" for entry in differences) for side in (1, 2))
+        print(f"Warning: --cameras={row.name} has {here}, the cameras that the network was trained on have {there}; leave --cameras out for those",
+              file=sys.stderr)
 
 
 def choose_labels(G: torch.nn.Module, class_idx: int | None, camera_options: dict[str, Any], stats: dict | None) -> torch.Tensor:
@@ -187,7 +198,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 # Cameras.
 @click.option("--yaw",          help="Angles [rad] from the front, > 0 towards +x  [default: the mean]", metavar="LIST", callback=parse_angles)
 @click.option("--pitch",        help="Elevations [rad], each of which meets every yaw  [default: the mean]", metavar="LIST", callback=parse_angles)
-@click.option("--cameras",      help="Cameras like those of ffhq, afhq, cars or heads  [default: of the training data]", metavar="NAME")
+@click.option("--cameras",      help=f"Cameras like those of {', '.join(camera_utils.DATASETS)}  [default: of the training data]", metavar="NAME")
 @click.option("--camera-file",  help="Cameras from JSON: 25 numbers, a list of such lists, or a dataset.json", metavar="FILE")
 # Output.
 @click.option("--grid",         help="Also write grid.png: a row per latent, a column per camera", is_flag=True)

@@ -188,7 +188,11 @@ def world_up(pose: np.ndarray) -> str:
     """'z' for poses [M, 4, 4] that are upright in a world with z up (or down) and not in one with y up; else 'y'."""
     tilt = np.sqrt(np.square(pose[:, 1:3, 0]).mean(axis=0))      # an upright camera's right axis has no part along the world's up
     along = np.abs(pose[:, 1:3, 1].mean(axis=0))                 # tells a rolled camera in a world with y up
-    return "z" if tilt[1] + 0.1 < tilt[0] and along[1] > along[0] else "y"
+    if along[1] <= along[0]:
+        return "y"
+    if tilt.max() < 1e-3:                                        # all from the front, upright in both: the one in which none is steeply below
+        return "z" if pose[:, 1, 3].mean() < 0 else "y"
+    return "z" if tilt[1] < max(tilt[0] - 0.1, tilt[0] / 2) else "y"
 
 
 def _y_axes_point_up(pose: np.ndarray) -> bool:

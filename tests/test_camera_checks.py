@@ -19,7 +19,7 @@ def valid(name, count=200, seed=0, yaw=None, pitch=None, pivot=None):
     rng, row = np.random.RandomState(seed), dataset_cameras(name)
     yaw, pitch = (torch.tensor(rng.uniform(*(ends if ends is not None else default), count)) for ends, default in
                   ((yaw, row.yaw_range), (pitch, row.pitch_range)))
-    camera = Camera.look_at(yaw, pitch, row.radius, row.pivot if pivot is None else pivot, row.focal)
+    camera = Camera.look_at(yaw, pitch, row.radius, row.pivot if pivot is None else pivot, row.focal, up=row.up)
     return camera.to_label().float().numpy()
 
 
@@ -96,9 +96,10 @@ def test_rounded_labels_pass():
 # --- geometry: mistakes
 
 SETS = {
-    "heads": dict(name="heads"), "ffhq": dict(name="ffhq"), "cars": dict(name="cars"), "few": dict(name="ffhq", count=10),
+    "heads": dict(name="heads"), "ffhq": dict(name="ffhq"), "cars": dict(name="cars"), "procedural cars": dict(name="procedural-cars"),
+    "few": dict(name="ffhq", count=10),
     "around": dict(name="heads", yaw=(-np.pi, np.pi), pitch=(-1.2, 1.2)), "from the side": dict(name="heads", yaw=(0.9, 1.6)),
-    "one latitude": dict(name="cars", pitch=(0.5, 0.5)), "off-centre": dict(name="cars", pivot=(0.1, -0.15, 0.1)),
+    "one latitude": dict(name="procedural-cars", pitch=(0.5, 0.5)), "off-centre": dict(name="cars", pivot=(0.1, -0.15, 0.1)),
 }
 
 
@@ -173,7 +174,7 @@ def test_valid_sets_pass(key, seed):
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 12])
 def test_small_sets_pass(count):
     for seed in range(40):
-        for name in ("ffhq", "cars"):
+        for name in ("ffhq", "cars", "procedural-cars"):
             assert check_camera_labels(valid(name, count=count, seed=seed)) == []
         random = random_camera(count, seed=seed, dtype=torch.float32)
         check_camera_labels(random.to_label().numpy())              # no error: nothing can be said of them
@@ -186,7 +187,7 @@ def test_random_valid_sets_pass():
         count, noise = int(rng.choice([4, 5, 8, 20, 200])), rng.choice([0, 0.01, 0.05])
         middle, half = rng.uniform((-np.pi, -1.2), (np.pi, 1.2)), rng.uniform((0.1, 0.02), (np.pi, 0.3))
         (yaw, pitch), pivot = np.stack([middle - half, middle + half], axis=1), rng.randn(3) * rng.choice([0, 0.1, 0.3])
-        labels = noisy(valid(rng.choice(["heads", "cars"]), count, seed, yaw, pitch, pivot), seed, noise)
+        labels = noisy(valid(rng.choice(["heads", "cars", "procedural-cars"]), count, seed, yaw, pitch, pivot), seed, noise)
         assert check_camera_labels(labels) == [], seed
 
 
@@ -216,7 +217,7 @@ def test_a_panorama_from_one_place_passes(place):
 
 def test_a_rig_that_looks_outward_passes_with_a_remark():
     """Cameras on a ring that turn their backs to its centre, upright, in OpenCV axes."""
-    labels = with_pose(valid("cars"), lambda pose: pose @ np.diag([-1.0, 1, -1, 1]))
+    labels = with_pose(valid("procedural-cars"), lambda pose: pose @ np.diag([-1.0, 1, -1, 1]))
     assert labels[:, 5].mean() < 0
     assert "outward" in check_camera_labels(labels)[0]
     assert "look like world-to-camera:" in refusal(with_pose(labels, np.linalg.inv))
@@ -234,7 +235,7 @@ def test_a_walk_through_a_scene_passes():
     """Positions and gazes without a common point."""
     for seed in range(30):
         rng = np.random.RandomState(seed)
-        labels = valid("cars", count=100, seed=seed, yaw=(-np.pi, np.pi), pitch=(-0.3, 0.3))
+        labels = valid("procedural-cars", count=100, seed=seed, yaw=(-np.pi, np.pi), pitch=(-0.3, 0.3))
         labels[:, [3, 7, 11]] = rng.uniform(-5, 5, [100, 3]) * (1, 0.2, 1)
         assert check_camera_labels(labels) == []
 

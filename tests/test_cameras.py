@@ -1,5 +1,6 @@
 """Cameras: reference poses, angles, stored statistics, and what edits of the image do to the camera."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -218,7 +219,7 @@ def test_crop_and_padding_follow_the_image():
 
 # --- statistics and named data sets
 
-@pytest.mark.parametrize("name", ["ffhq", "cars", "heads"])
+@pytest.mark.parametrize("name", list(camera_utils.DATASETS))
 def test_stats_recover_the_data_set(name):
     row = camera_utils.DATASETS[name]
     rng = np.random.RandomState(0)
@@ -229,7 +230,7 @@ def test_stats_recover_the_data_set(name):
     assert stats["focal"] == pytest.approx(row.focal, rel=1e-5) and stats["principal_point"] == pytest.approx([0.48, 0.51], rel=1e-5)
     assert stats["yaw_range"] == pytest.approx(row.yaw_range, abs=0.02) and stats["pitch_range"] == pytest.approx(row.pitch_range, abs=0.02)
     assert stats["pitch_mean"] == pytest.approx(pitch.mean().item(), abs=1e-4)
-    assert stats["num_labels"] == 2000 and len(stats["examples"]) == 256 and stats["up"] == "y"
+    assert stats["num_labels"] == 2000 and len(stats["examples"]) == 256 and stats["up"] == row.up
     rebuilt = Camera.from_stats(stats, yaw, pitch, dtype=torch.float64)
     assert_close_rel(rebuilt.to_label(), row.camera(yaw, pitch, principal_point=(0.48, 0.51)).to_label(), 1e-4)
 
@@ -255,6 +256,70 @@ def test_stats_of_cameras_behind_and_of_a_world_with_z_up():
     stats = camera_stats(camera.to_label())
     assert stats["up"] == "z"
     assert_close_rel(Camera.from_stats(stats, *camera.yaw_pitch("z")).cam2world, pose, 1e-5)
+
+
+# What stands at these angles, by hand: the axis of the position, and right, down and forward of the camera.
+STANDS = {
+    ("y", 0.0): ((0, 0, 1), (1, 0, 0), (0, -1, 0), (0, 0, -1)), ("y", 0.5): ((1, 0, 0), (0, 0, -1), (0, -1, 0), (-1, 0, 0)),
+    ("z", 0.0): ((0, -1, 0), (1, 0, 0), (0, 0, -1), (0, 1, 0)), ("z", 0.5): ((1, 0, 0), (0, 1, 0), (0, 0, -1), (-1, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name, up", [("ffhq", "y"), ("afhq", "y"), ("cars", "z"), ("heads", "y"), ("procedural-cars", "y")])
+def test_each_data_set_has_its_own_up_axis(name, up):
+    row = camera_utils.dataset_cameras(name)
+    assert row.up == up
+    for turn in (0.0, 0.5):
+        position, *axes = torch.tensor(STANDS[up, turn], dtype=torch.float64)
+        camera = dataclasses.replace(row, pivot=(0, 0, 0)).camera(turn * math.pi, 0.0, dtype=torch.float64)
+        expected = torch.cat([torch.stack([*axes, row.radius * position], dim=1), torch.tensor([[0, 0, 0, 1.0]])])
+        torch.testing.assert_close(camera.cam2world[0], expected, atol=1e-12, rtol=0)
+    yaw, pitch = torch.tensor([-2.0, 0.4, 3.0], dtype=torch.float64), torch.tensor([0.1, 0.9, -0.3], dtype=torch.float64)
+    for angle, wanted in zip(row.camera(yaw, pitch).yaw_pitch(row.up), (yaw, pitch)):
+        torch.testing.assert_close(angle, wanted)
+    mirrored = row.camera(yaw, pitch).mirror()                       # the plane of symmetry is x = 0 in both worlds
+    torch.testing.assert_close(mirrored.to_label(), row.camera(-yaw, pitch).to_label())
+
+
+def test_cars_are_the_cameras_of_the_released_sampler():
+    """EG3D's SRN cars: UniformBlenderPoseSampler at radius 1.3, a diagonal field of view of 45 degrees."""
+    h, v = torch.rand(50, 1, generator=torch.Generator().manual_seed(0)), torch.rand(50, 1, generator=torch.Generator().manual_seed(1))
+    pose = camera_utils.UniformBlenderPoseSampler.sample_hv(h, v, radius=1.3, batch_size=50)
+    cars = camera_for("cars", 2 * math.pi * h[:, 0] + math.pi / 2, torch.asin(2 * v[:, 0] - 1))      # yaw from -y, azimuth from +x
+    torch.testing.assert_close(cars.cam2world, pose, atol=2e-5, rtol=0)
+    torch.testing.assert_close(cars.intrinsics[0], camera_utils.FOV_to_intrinsics(45), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["cars", "procedural-cars"])
+@pytest.mark.parametrize("path", ["orbit", "spiral", "sweep"])
+def test_paths_stay_upright_in_the_world_of_their_data_set(name, path):
+    row = camera_utils.dataset_cameras(name)
+    camera = trajectory(path, row.camera, row.yaw_range, row.pitch_range)(torch.linspace(0, 1, 40))
+    vertical = {"y": 1, "z": 2}[row.up]
+    assert camera.cam2world[:, vertical, 0].abs().max() < 1e-5 and (camera.cam2world[:, vertical, 1] < 0).all()
+    assert (camera.origin[:, vertical] > 0).all()                   # above the ground
+
+
+@pytest.mark.parametrize("up", ["y", "z"])
+@pytest.mark.parametrize("yaw_half", [0.0, 0.02, 0.1, 0.4, 3.0])
+@pytest.mark.parametrize("pitch", [(-0.1, 0.1), (0.2, 0.3), (-0.4, -0.2)])
+def test_stats_tell_the_up_axis_of_few_and_of_narrow_views(up, yaw_half, pitch):
+    for count in (1, 2, 60):
+        yaw, elevation = torch.linspace(-yaw_half, yaw_half, count), torch.linspace(*pitch, count)
+        stats = camera_stats(Camera.look_at(yaw, elevation, 1.3, focal=1.7, up=up).to_label())
+        assert stats["up"] == up
+        assert stats["pitch_mean"] == pytest.approx(elevation.mean().item(), abs=1e-5)
+
+
+def test_differences_from_statistics_are_listed():
+    row = camera_utils.dataset_cameras("cars")
+    stats = camera_stats(row.camera(torch.linspace(-3, 3, 50), torch.linspace(0.1, 1, 50)).to_label())
+    assert row.differences(stats) == []
+    assert row.differences(dict(stats, radius=1.31, focal=1.69)) == []                               # as rounding and means have it
+    assert camera_utils.dataset_cameras("procedural-cars").differences(stats) == [("up axis", "y", "z")]
+    assert camera_utils.dataset_cameras("ffhq").differences(stats) == [("up axis", "y", "z"), ("radius", "2.7", "1.3"),
+                                                                      ("focal length", "4.2647", "1.707")]
+    assert camera_utils.dataset_cameras("heads").differences({}) == []                               # statistics of an older snapshot
 
 
 def test_unknown_data_set_is_answered_with_the_closest():
@@ -289,7 +354,7 @@ def test_full_turn():
     camera = turn(torch.linspace(0, 1, 9))
     torch.testing.assert_close(camera.to_label()[0], camera.to_label()[-1], atol=1e-5, rtol=0)
     assert camera.origin[2, 0] > 1.2                                                                 # a quarter: towards +x
-    torch.testing.assert_close(camera.yaw_pitch()[1], torch.full([9], 0.3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(camera.yaw_pitch("z")[1], torch.full([9], 0.3), atol=1e-5, rtol=0)
     steps = (camera.origin[1:] - camera.origin[:-1]).norm(dim=1)
     assert steps.max() - steps.min() < 1e-5
 

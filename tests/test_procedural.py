@@ -9,6 +9,7 @@ import torch
 import camera_utils
 from dataset_preprocessing.procedural import KINDS, render, render_rays, renderer, sample_angles, sample_labels, sample_scene
 from dataset_preprocessing.procedural.intersection import trace
+from dataset_preprocessing.procedural.kinds import CAMERAS
 from dataset_preprocessing.procedural.scenes import Solids, make_scene
 
 both_kinds = pytest.mark.parametrize("kind", list(KINDS))
@@ -19,7 +20,7 @@ def random_rays(kind, count, seed):
     rng = np.random.default_rng(seed)
     origins = rng.normal(size=(count, 3))
     origins[:, 1] = np.abs(origins[:, 1]) if kind == "cars" else origins[:, 1]
-    origins *= camera_utils.dataset_cameras(kind).radius / np.linalg.norm(origins, axis=1, keepdims=True)
+    origins *= camera_utils.dataset_cameras(CAMERAS[kind]).radius / np.linalg.norm(origins, axis=1, keepdims=True)
     directions = rng.uniform(-0.3, 0.3, (count, 3)) - origins
     return origins, directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
@@ -189,7 +190,7 @@ def test_a_point_looks_the_same_from_two_cameras(kind):
     """Points seen by camera A, projected into camera B: nothing lies behind them on B's ray, and unless hidden they have A's colour."""
     scene = sample_scene(kind, 8)
     scene = dataclasses.replace(scene, gloss=np.zeros_like(scene.gloss))       # highlights do depend on the viewer
-    labels = np.float64(camera_utils.camera_for(kind, torch.tensor([-0.2, 0.15]), torch.tensor([0.1, 0.2])).to_label())
+    labels = np.float64(camera_utils.camera_for(CAMERAS[kind], torch.tensor([-0.2, 0.15]), torch.tensor([0.1, 0.2])).to_label())
     grid = np.stack(np.meshgrid(*[(np.arange(40) + 0.5) / 40] * 2), axis=-1).reshape(-1, 2)
     origin_a, origin_b = labels[0, [3, 7, 11]], labels[1, [3, 7, 11]]
     seen_a = render_rays(scene, origin_a, pixel_directions(labels[0], grid))
@@ -218,6 +219,8 @@ def test_cameras_stand_where_they_should():
         side = 0.7 if kind == "heads" else np.pi
         assert (np.abs(angles[:, 0]) <= side).all() and angles[:, 0].min() < -0.95 * side and angles[:, 0].max() > 0.95 * side
         assert ((angles[:, 1] >= low) & (angles[:, 1] <= high)).all() and np.ptp(angles[:, 1]) > 0.95 * (high - low)
+    cars = sample_labels("cars", range(100))
+    assert camera_utils.camera_stats(cars)["up"] == "y" and (cars[:, 7] > 1.3 * np.sin(low) - 1e-6).all() and np.abs(cars[:, 4]).max() < 1e-6
     yaw, pitch = sample_angles("heads", 9, view=2)
     label = sample_labels("heads", [9], views=[2])[0]
     position = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])

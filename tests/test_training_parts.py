@@ -215,6 +215,7 @@ def test_view_sheet_shows_no_view_twice(low, high):
     yaw = np.linspace(low, high, 64)
     labels = torch.cat([camera_for("cars", yaw=float(angle), pitch=0.3).to_label() for angle in yaw])
     sweep = sweep_labels(camera_stats(labels), 7)
-    angles = Camera.from_label(sweep).yaw_pitch()[0]
+    angles, pitch = Camera.from_label(sweep).yaw_pitch("z")
+    torch.testing.assert_close(pitch, torch.full([7], 0.3))
     gaps = torch.remainder(angles[None, :] - angles[:, None] + math.pi, 2 * math.pi) - math.pi
     assert sweep.shape == (7, 25) and gaps.abs()[~torch.eye(7, dtype=torch.bool)].min() > 0.1

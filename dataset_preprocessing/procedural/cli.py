@@ -35,7 +35,8 @@ def main(kind, scenes, views_per_scene, resolution, supersample, seed, dest, fil
 
     Writes images and dataset.json in EG3D's layout. Heads: cameras around the front (yaw within 0.7, elevation within 0.25 rad, uniform),
     radius 2.7, focal length 4.2647. Cars: all around, 5 to 60 degrees above the ground, radius 1.3, focal length 1.7074.
-    World y is up, the subject looks along +z. The same options give the same files on any number of workers.
+    World y is up, the subject looks along +z. gen_images.py knows these cameras as heads and procedural-cars.
+    The same options give the same files on any number of workers.
     """
     for flag, value, low, high in (("--scenes", scenes, 1, SCENES_PER_SEED), ("--views-per-scene", views_per_scene, 1, 10 ** 6),
             ("--resolution", resolution, 4, 4096), ("--supersample", supersample, 1, 16), ("--seed", seed, 0, MAX_DATASET_SEED),

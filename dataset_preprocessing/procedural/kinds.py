@@ -6,8 +6,9 @@ from dataset_preprocessing.procedural.cars import sample_car
 from dataset_preprocessing.procedural.heads import sample_head
 from dataset_preprocessing.procedural.scenes import MAX_SEED, Dice, Scene
 
-# Kind to the number that enters its random streams, and its sampler.
+# Kind to the number that enters its random streams, and its sampler; and to its row in camera_utils.datasets.
 KINDS = {"heads": (1, sample_head), "cars": (2, sample_car)}
+CAMERAS = {"heads": "heads", "cars": "procedural-cars"}
 SCENE_STREAM, VIEW_STREAM = 0, 1
 
 

@@ -1,6 +1,6 @@
 """The cameras of a data set: where they stand, drawn from the seed of the scene and the number of the view.
 
-Their ranges, radius and focal length are those that `camera_utils.datasets` lists under the name of the kind. Yaw and elevation are
+Their ranges, radius and focal length are those that `camera_utils.datasets` lists for the kind (`kinds.CAMERAS`). Yaw and elevation are
 uniform, so that the ends of the ranges are seen as often as the middle; FFHQ's own cameras crowd around the front.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dataset_preprocessing.procedural.kinds import KINDS, VIEW_STREAM
+from dataset_preprocessing.procedural.kinds import CAMERAS, KINDS, VIEW_STREAM
 from dataset_preprocessing.procedural.scenes import Dice
 
 # camera_utils is imported inside the functions, so that worker processes, which need no cameras, start without torch.
@@ -19,7 +19,7 @@ from dataset_preprocessing.procedural.scenes import Dice
 def sample_angles(kind: str, seed: int, view: int = 0) -> tuple[float, float]:
     """Yaw and elevation [rad] of one view of a scene."""
     from camera_utils import dataset_cameras
-    row = dataset_cameras(kind)
+    row = dataset_cameras(CAMERAS[kind])
     dice = Dice(KINDS[kind][0], VIEW_STREAM, seed, view)
     return dice.between(*row.yaw_range), dice.between(*row.pitch_range)
 
@@ -32,4 +32,4 @@ def sample_labels(kind: str, seeds: Sequence[int], views: Sequence[int] | None =
     views = [0] * len(seeds) if views is None else views
     assert len(views) == len(seeds), (len(views), len(seeds))
     angles = torch.tensor([sample_angles(kind, seed, view) for seed, view in zip(seeds, views)], dtype=torch.float64).reshape(-1, 2)
-    return camera_for(kind, angles[:, 0], angles[:, 1]).to_label().float().numpy()
+    return camera_for(CAMERAS[kind], angles[:, 0], angles[:, 1]).to_label().float().numpy()
