@@ -66,7 +66,7 @@ def find_snapshots(network: str) -> tuple[list[str], str | None]:
         if not found:
             raise UserError(f"--network={network}: the folder holds no network-snapshot-*.pkl; give a run folder or a network file")
         return found, network
-    if dnnlib.util.is_url(network):
+    if dnnlib.util.is_url(network, allow_file_urls=True):
         return [dnnlib.util.open_url(network, return_filename=True)], None
     if not os.path.isfile(network):
         raise UserError(f"--network={network}: there is no such file or folder; expected a network file, a run folder or an address")

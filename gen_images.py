@@ -164,11 +164,14 @@ def move_image(G: torch.nn.Module, translate: tuple[float, float], rotate_deg: f
             option = f"--translate={translate[0]:g},{translate[1]:g}" if any(translate) else f"--rotate={rotate_deg:g}"
             raise UserError(f"{option}: only StyleGAN3 networks can move their image; leave the option out")
         return
-    angle_rad = math.radians(rotate_deg)
-    cos, sin = math.cos(angle_rad), math.sin(angle_rad)
-    forward = np.array([[cos, sin, translate[0]], [-sin, cos, translate[1]], [0, 0, 1]])
     # The transform acts on the coordinates at which the input is sampled, so it is the inverse of what the image does.
-    target.copy_(torch.from_numpy(np.linalg.inv(forward)))
+    target.copy_(torch.from_numpy(np.linalg.inv(make_transform(translate, rotate_deg))))
+
+
+def make_transform(translate: tuple[float, float], angle: float) -> np.ndarray:
+    """The shift [image widths] and turn [degrees] of an image as a matrix [3, 3]."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return np.array([[cos, sin, translate[0]], [-sin, cos, translate[1]], [0, 0, 1]])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -234,6 +237,22 @@ def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: i
     if grid:
         save_image_grid(np.stack(kept), os.path.join(outdir, "grid.png"), (views, len(seeds)))
     print(f"Wrote {len(names)} image{'s' if len(names) != 1 else ''}{' and grid.png' if grid else ''} to {outdir}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# StyleGAN3's names for parts of this command. Scripts of its users import them, the parsers as click types.
+
+generate_images = main
+
+
+def parse_range(s: str | list[int]) -> list[int]:
+    """'0,4-6' -> [0, 4, 5, 6]; a list is what it is."""
+    return s if isinstance(s, list) else parse_seeds(None, None, s)
+
+
+def parse_vec2(s: str | tuple[float, float]) -> tuple[float, float]:
+    """'0.3,1' -> (0.3, 1.0); a tuple is what it is."""
+    return s if isinstance(s, tuple) else parse_vector(None, click.Option(["--translate"]), s)
 
 
 if __name__ == "__main__":

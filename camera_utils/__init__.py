@@ -10,6 +10,7 @@ from camera_utils.poses import (
     LookAtPoseSampler,
     UniformBlenderPoseSampler,
     UniformCameraPoseSampler,
+    create_blender_cam2world_matrix,
     create_cam2world_matrix,
     h_to_yaw,
     normalize_vecs,
@@ -33,9 +34,10 @@ from camera_utils.stats import camera_stats
 from camera_utils.trajectories import Keyframes, Orbit, Spiral, Sweep, trajectory
 
 __all__ = [
-    "CONVENTIONS", "Camera", "DATASETS", "DatasetCameras", "FOV_to_intrinsics", "GaussianCameraPoseSampler", "Keyframes", "LABEL_DIM",
-    "LookAtPoseSampler", "Orbit", "Spiral", "Sweep", "UniformBlenderPoseSampler", "UniformCameraPoseSampler", "camera_for", "camera_stats",
-    "check_camera_labels", "create_cam2world_matrix", "dataset_cameras", "h_to_yaw", "image_grid", "load_camera_file", "normalize_vecs",
-    "origin_direction", "pitch_to_v", "plucker", "project", "ray_basis", "ray_directions", "ray_map", "ray_origins", "trajectory", "two_plane",
-    "v_to_pitch", "yaw_to_h",
+    "CONVENTIONS", "Camera", "DATASETS", "DatasetCameras", "FOV_to_intrinsics", "GaussianCameraPoseSampler",
+    "Keyframes", "LABEL_DIM", "LookAtPoseSampler", "Orbit", "Spiral", "Sweep", "UniformBlenderPoseSampler",
+    "UniformCameraPoseSampler", "camera_for", "camera_stats", "check_camera_labels",
+    "create_blender_cam2world_matrix", "create_cam2world_matrix", "dataset_cameras", "h_to_yaw", "image_grid",
+    "load_camera_file", "normalize_vecs", "origin_direction", "pitch_to_v", "plucker", "project", "ray_basis",
+    "ray_directions", "ray_map", "ray_origins", "trajectory", "two_plane", "v_to_pitch", "yaw_to_h",
 ]

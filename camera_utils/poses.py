@@ -110,8 +110,13 @@ class UniformBlenderPoseSampler:
 # Parts of the samplers that have names in EG3D.
 
 def create_cam2world_matrix(forward_vector: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
-    """Upright cameras (y up) from unit viewing directions [N, 3] and positions [N, 3] -> cam2world [N, 4, 4]."""
-    return pose_matrix(forward_vector, origin, up=_axis(1, origin))
+    """Upright cameras (y up) from viewing directions [N, 3] of any length and positions [N, 3] -> cam2world [N, 4, 4]."""
+    return pose_matrix(normalize_vecs(forward_vector), origin, up=_axis(1, origin))
+
+
+def create_blender_cam2world_matrix(forward_vector: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+    """The same in a world with z up."""
+    return pose_matrix(normalize_vecs(forward_vector), origin, up=_axis(2, origin))
 
 
 def FOV_to_intrinsics(fov_degrees: float, device: torch.device | str = "cpu") -> torch.Tensor:

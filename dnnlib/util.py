@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fnmatch
+import functools
 import glob
 import hashlib
 import importlib
+import inspect
 import io
+import math
 import os
+import pickle
 import re
+import shutil
 import sys
+import types
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,25 +63,34 @@ def closest(name: str, names: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Objects from names. A configuration stores `class_name="training.loss.StyleGAN2Loss"` beside the arguments.
 
-def get_obj_by_name(name: str) -> Any:
-    """The module-level object called `package.module.object[.attribute]`. Raises ImportError where there is none."""
-    parts = name.split(".")
+def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
+    """'package.module.object[.attribute]' -> the module and the rest of the name. Raises ImportError where there is no such object."""
+    parts = obj_name.split(".")
     for split in range(len(parts), 0, -1):
-        module_name = ".".join(parts[:split])
+        module_name, rest = ".".join(parts[:split]), ".".join(parts[split:])
         try:
-            obj = importlib.import_module(module_name)
+            module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             # Only "there is no such module" lets the search go on; a failing import inside the module must be seen.
             if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
                 continue
             raise
         try:
-            for attribute in parts[split:]:
-                obj = getattr(obj, attribute)
+            get_obj_from_module(module, rest)
         except AttributeError as error:
-            raise ImportError(f"{module_name} has no {'.'.join(parts[split:])!r}") from error
-        return obj
-    raise ImportError(f"nothing importable is called {name!r}")
+            raise ImportError(f"{module_name} has no {rest!r}") from error
+        return module, rest
+    raise ImportError(f"nothing importable is called {obj_name!r}")
+
+
+def get_obj_from_module(module: types.ModuleType, obj_name: str) -> Any:
+    """The object called `object[.attribute]` in the module; the module itself for an empty name. Raises AttributeError where there is none."""
+    return functools.reduce(getattr, obj_name.split("."), module) if obj_name else module
+
+
+def get_obj_by_name(name: str) -> Any:
+    """The module-level object called `package.module.object[.attribute]`. Raises ImportError where there is none."""
+    return get_obj_from_module(*get_module_from_obj_name(name))
 
 
 def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
@@ -92,15 +108,27 @@ def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and addresses.
 
+_cache_dir: str | None = None            # from set_cache_dir
+
+
+def set_cache_dir(path: str | os.PathLike | None) -> None:
+    """Puts the cache folder of this process there, whatever $DNNLIB_CACHE_DIR says. None: back to the default."""
+    global _cache_dir
+    _cache_dir = None if path is None else os.fspath(path)
+
+
 def make_cache_dir_path(*paths: str) -> str:
-    """A path inside the cache folder: $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib. Creates nothing."""
-    root = os.environ.get("DNNLIB_CACHE_DIR") or os.path.join(Path.home(), ".cache", "dnnlib")
+    """A path inside the cache folder: that of `set_cache_dir`, else $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib. Creates nothing."""
+    root = _cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or os.path.join(Path.home(), ".cache", "dnnlib")
     return os.path.join(root, *paths)
 
 
-def is_url(obj: Any) -> bool:
-    """True for http, https and file addresses."""
-    return isinstance(obj, str) and urllib.parse.urlparse(obj).scheme in ("http", "https", "file")
+def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
+    """True for http and https addresses, and for file addresses where they are allowed."""
+    if not isinstance(obj, str):
+        return False
+    address = urllib.parse.urlparse(obj)
+    return address.scheme in ("http", "https") and bool(address.netloc) or (allow_file_urls and address.scheme == "file")
 
 
 def open_url(url: str | os.PathLike, cache_dir: str | None = None, num_attempts: int = 5, verbose: bool = True,
@@ -275,3 +303,81 @@ def format_time_brief(seconds: int | float) -> str:
 def _split(seconds: int | float) -> tuple[int, int, int, int]:
     total = int(round(seconds))
     return total // 86400, total // 3600 % 24, total // 60 % 60, total % 60
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Not used in this project: scripts written for StyleGAN2 and 3 call these.
+
+def get_module_dir_by_obj_name(obj_name: str) -> str:
+    """The folder of the file that defines the object with that dotted name."""
+    return os.path.dirname(inspect.getfile(get_module_from_obj_name(obj_name)[0]))
+
+
+def is_top_level_function(obj: Any) -> bool:
+    """Can the object be called, and found in its module under its name?"""
+    name, module = getattr(obj, "__name__", None), sys.modules.get(getattr(obj, "__module__", None) or "")
+    return callable(obj) and name is not None and getattr(module, name, None) is obj
+
+
+def get_top_level_function_name(obj: Any) -> str:
+    """Its dotted name, by which `get_obj_by_name` finds it. What lies in the script that runs is named after the script's file."""
+    assert is_top_level_function(obj), f"{obj!r} is not defined at the top of a module"
+    module = obj.__module__
+    if module == "__main__":
+        module = os.path.splitext(os.path.basename(sys.modules[module].__file__))[0]
+    return f"{module}.{obj.__name__}"
+
+
+def list_dir_recursively_with_ignore(dir_path: str | os.PathLike, ignores: Iterable[str] | None = None,
+                                     add_base_to_relative: bool = False) -> list[tuple[str, str]]:
+    """(path, path relative to `dir_path`) of each file below it, sorted. Files and folders whose names match a pattern of `ignores` are left out.
+
+    With `add_base_to_relative` the relative paths begin with the name of `dir_path`.
+    """
+    def kept(names: list[str]) -> list[str]:
+        return sorted(name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignores or ()))
+
+    assert os.path.isdir(dir_path), f"{dir_path} is not a folder"
+    base = os.path.basename(os.path.abspath(dir_path)) if add_base_to_relative else ""
+    found = []
+    for folder, folders, files in os.walk(dir_path):
+        folders[:] = kept(folders)
+        found += [os.path.join(folder, name) for name in kept(files)]
+    return [(path, os.path.join(base, os.path.relpath(path, dir_path))) for path in found]
+
+
+def copy_files_and_create_dirs(files: Iterable[tuple[str, str]]) -> None:
+    """Copies the contents of files, given as (source, destination); makes the folders that are missing."""
+    for source, destination in files:
+        os.makedirs(os.path.dirname(destination) or ".", exist_ok=True)
+        shutil.copyfile(source, destination)
+
+
+def ask_yes_no(question: str) -> bool:
+    """Asks on the terminal until the answer is yes or no."""
+    answers = dict.fromkeys(("y", "yes", "t", "true", "on", "1"), True) | dict.fromkeys(("n", "no", "f", "false", "off", "0"), False)
+    while True:
+        answer = input(f"{question} [y/n] ").strip().lower()
+        if answer in answers:
+            return answers[answer]
+
+
+def tuple_product(t: Iterable[int]) -> int:
+    """The product of its numbers; 1 where there are none."""
+    return math.prod(t)
+
+
+def get_dtype_and_ctype(type_obj: Any) -> tuple[Any, Any]:
+    """The numpy type and the ctypes type of a number type: 'uint8', np.float32, np.dtype('int64') ... Raises an error for others."""
+    import numpy as np  # only this function needs it
+
+    dtype = np.dtype(type_obj)
+    return dtype, np.ctypeslib.as_ctypes_type(dtype)
+
+
+def is_pickleable(obj: Any) -> bool:
+    try:
+        pickle.dumps(obj)
+    except Exception:                    # whatever an object's own code raises, it cannot be pickled
+        return False
+    return True

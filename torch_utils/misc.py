@@ -35,6 +35,7 @@ def constant(value: Any, shape: Any = None, dtype: torch.dtype | None = None, de
 
 
 nan_to_num = torch.nan_to_num
+symbolic_assert = torch._assert          # an assertion that tracing keeps
 
 
 def assert_shape(tensor: torch.Tensor, ref_shape: Any) -> None:
@@ -151,6 +152,17 @@ def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Mo
             assert name in source or not require_all, f"the source has no {name}"
             if name in source:
                 tensor.copy_(source[name])
+
+
+@contextlib.contextmanager
+def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
+    """Without `sync`, backward passes inside leave the gradients of a DistributedDataParallel module to each process. Others are as ever.
+
+    Not used in this project, whose gradients are summed once per step; scripts written for StyleGAN3 call it.
+    """
+    assert isinstance(module, torch.nn.Module), type(module)
+    with module.no_sync() if isinstance(module, torch.nn.parallel.DistributedDataParallel) and not sync else contextlib.nullcontext():
+        yield
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:

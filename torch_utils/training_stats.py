@@ -18,6 +18,16 @@ from torch_utils import distributed
 _NUM_MOMENTS = 3                         # count, sum, sum of squares
 _pending: dict[str, torch.Tensor] = {}   # name -> moments since the last sync, on the reporting device
 _totals: dict[str, torch.Tensor] = {}    # name -> moments of all processes since the start, float64 on the CPU
+_process: tuple[int, Any] | None = None  # what init_multiprocessing said; None: torch.distributed knows
+
+
+def init_multiprocessing(rank: int | None, sync_device: torch.device | str | None) -> None:
+    """For scripts that number their processes themselves; where torch.distributed is set up, nobody needs to call this.
+
+    rank: of this process. None: as torch.distributed has it. sync_device: where sums over processes are made. None: no sums.
+    """
+    global _process
+    _process = None if rank is None else (rank, sync_device)
 
 
 def report(name: str, value: Any) -> Any:
@@ -34,14 +44,13 @@ def report(name: str, value: Any) -> Any:
 
 def report0(name: str, value: Any) -> Any:
     """As `report`, but only what rank 0 reports counts."""
-    report(name, value if distributed.get_rank() == 0 else [])
+    report(name, value if (distributed.get_rank() if _process is None else _process[0]) == 0 else [])
     return value
 
 
 def reset() -> None:
     """Forgets everything; for tests and for several runs in one process."""
-    _pending.clear()
-    _totals.clear()
+    set_state({})
 
 
 def get_state() -> dict[str, torch.Tensor]:
@@ -52,8 +61,10 @@ def get_state() -> dict[str, torch.Tensor]:
 
 def set_state(totals: dict[str, torch.Tensor]) -> None:
     """Goes on from where `get_state` was called, perhaps in another process."""
-    reset()
+    _pending.clear()
+    _totals.clear()
     _totals.update(totals)
+    default_collector.set_state(dict(seen=totals, moments={}))
 
 
 class Collector:
@@ -121,10 +132,16 @@ def _sync() -> None:
         return
     names = sorted(_pending)
     device = next((value.device for value in _pending.values() if value.device.type != "cpu"), torch.device("cpu"))
+    alone = distributed.get_world_size() == 1
+    if _process is not None:
+        alone, device = alone or _process[1] is None, torch.device(_process[1] or device)
     dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
     moments = torch.stack([_pending[name].to(device=device, dtype=dtype) for name in names])
-    if distributed.get_world_size() > 1:
+    if not alone:
         torch.distributed.all_reduce(moments)
     _pending.clear()
     for name, row in zip(names, moments.to(device="cpu", dtype=torch.float64)):
         _totals[name] = _totals.get(name, torch.zeros(_NUM_MOMENTS, dtype=torch.float64)) + row
+
+
+default_collector = Collector()          # of all that is reported, for scripts that want no collector of their own

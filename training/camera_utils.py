@@ -6,9 +6,10 @@ from camera_utils.poses import (
     LookAtPoseSampler,
     UniformBlenderPoseSampler,
     UniformCameraPoseSampler,
+    create_blender_cam2world_matrix,
     create_cam2world_matrix,
     normalize_vecs,
 )
 
 __all__ = ["FOV_to_intrinsics", "GaussianCameraPoseSampler", "LookAtPoseSampler", "UniformBlenderPoseSampler", "UniformCameraPoseSampler",
-           "create_cam2world_matrix", "normalize_vecs"]
+           "create_blender_cam2world_matrix", "create_cam2world_matrix", "normalize_vecs"]

@@ -266,7 +266,7 @@ def fingerprint(config: dict, data_name: str) -> str:
     """Equal for configurations that train the same network in the same way. Of a configuration before anything is taken over from files."""
     same = {key: value for key, value in config.items() if key not in FREE}
     same["training_set_kwargs"] = {key: value for key, value in config["training_set_kwargs"].items() if key not in FREE_OF_DATA}
-    if same["resume_pkl"] is not None and not is_url(same["resume_pkl"]):
+    if same["resume_pkl"] is not None and not is_url(same["resume_pkl"], allow_file_urls=True):
         same["resume_pkl"] = os.path.normpath(same["resume_pkl"])
     return hashlib.sha256(json.dumps([same, data_name], sort_keys=True).encode()).hexdigest()
 

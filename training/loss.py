@@ -35,7 +35,15 @@ def _global_mix_cutoff(batch: int, num_ws: int, probability: float) -> torch.Ten
 GLOBAL_DRAWS = Draws(mix_z=torch.randn_like, mix_cutoff=_global_mix_cutoff, image_noise=torch.randn_like, augment=lambda kind: None)
 
 
-class StyleGAN2Loss:
+class Loss:
+    """What the training loop calls. Losses of users derive from it, as in StyleGAN3."""
+
+    def accumulate_gradients(self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float,
+                             cur_nimg: int) -> None:
+        raise NotImplementedError
+
+
+class StyleGAN2Loss(Loss):
     """Accumulates the gradients of a phase: 'Gmain', 'Greg', 'Gboth', 'Dmain', 'Dreg' or 'Dboth'."""
 
     def __init__(self,

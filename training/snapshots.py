@@ -25,10 +25,10 @@ def grid_size(resolution: int, num_items: int) -> tuple[int, int]:
 
 
 def choose_reals(dataset: Any, columns: int, rows: int, seed: int) -> list[int]:
-    """Items for the sheet of real images: at random; of data with classes, each row shows one."""
+    """Items for the sheet of real images: at random, again from the first where they are too few; of data with classes, each row shows one."""
     order = np.random.RandomState(seed).permutation(len(dataset))
     if not dataset.has_onehot_labels:
-        return [int(i) for i in order[: columns * rows]]
+        return [int(order[i % len(order)]) for i in range(columns * rows)]
     by_class: dict[int, list[int]] = {}
     for i in order:
         by_class.setdefault(int(np.argmax(dataset.get_label(int(i)))), []).append(int(i))

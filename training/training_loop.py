@@ -13,13 +13,13 @@ import torch
 
 import dnnlib
 from torch_utils import distributed, misc, signals
-from training import continuing, training_state
+from training import continuing, image_grid, training_state
 from training.ada import make_augmentation
 from training.checkpointing import checkpoint_activations
 from training.ema import GeneratorEMA
 from training.phases import Batch, Stepper, make_phases
 from training.randomness import seed_layer_noise
-from training.snapshots import ImageSnapshots, save_network
+from training.snapshots import ImageSnapshots, choose_reals, save_network
 from training.status import Status
 from training.training_state import Progress
 from training.transfer import check_match, sources_of, warm_start
@@ -208,3 +208,22 @@ def iterate_batches(dataset: Any, config: dnnlib.EasyDict, rank: int, device: to
     for images, labels in loader:
         images = images.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
         yield Batch(images, labels.to(device, non_blocking=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# StyleGAN3's names for sheets of images; the loop itself has `ImageSnapshots`.
+
+def setup_snapshot_image_grid(training_set: Any, random_seed: int = 0) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+    """Columns and rows of a sheet, 7 to 32 by 4 to 32, and real items for it: images [N, C, H, W], labels [N, D]. Of classes, a row shows one."""
+    height, width = training_set.image_shape[1:]
+    size = int(np.clip(7680 // width, 7, 32)), int(np.clip(4320 // height, 4, 32))
+    images, labels = zip(*(training_set[i] for i in choose_reals(training_set, *size, random_seed)))
+    return size, np.stack(images), np.stack(labels)
+
+
+def save_image_grid(img: Any, fname: str, drange: tuple[float, float], grid_size: tuple[int, int]) -> None:
+    """Writes images [N, C, H, W] (array or tensor), whose black and white are the two numbers of `drange`, as one sheet of (columns, rows)."""
+    low, high = drange
+    img = img.detach().float().cpu().numpy() if isinstance(img, torch.Tensor) else np.asarray(img, dtype=np.float32)
+    images = (img - low) * (255 / (high - low))
+    image_grid.save_image_grid(images.round().clip(0, 255).astype(np.uint8), fname, grid_size)

@@ -117,3 +117,13 @@ def downsample2d(
     left, right, top, bottom = edges(padding)
     padding = (left + (fw - downx + 1) // 2, right + (fw - downx) // 2, top + (fh - downy + 1) // 2, bottom + (fh - downy) // 2)
     return upfirdn2d(x, f, down=(downx, downy), padding=padding, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The names that StyleGAN3's own networks and users' layers call for arguments.
+
+_parse_padding, _get_filter_size = edges, filter_size
+
+
+def _parse_scaling(scaling: int | Sequence[int]) -> tuple[int, int]:
+    return pair(scaling, "scaling")
