@@ -11,7 +11,7 @@ from conftest import camera_labels, write_dataset
 from metric_helpers import assert_same_results, worker
 from toy_views import SIZE, ToyGenerator, toy_labels, toy_world, write_toy
 
-from camera_utils import Camera
+from camera_utils import Camera, camera_for
 from dnnlib.util import UserError
 from metrics import camera_metrics, detectors, directions, fid_by_yaw, metric_main, pose_regressor, scene_embedding, similarities
 from metrics.options import MetricOptions
@@ -300,6 +300,23 @@ def test_bins_hold_equally_many():
     assert len(fid_by_yaw.yaw_bins(np.zeros(1000), 5, 100)[0]) == 2                     # one place: one bin
     edges, number = fid_by_yaw.yaw_bins(np.repeat([-1.0, 0, 0, 0, 0, 1], 100), 5, 100)
     assert np.bincount(number).min() >= 100 and len(edges) - 1 == len(np.bincount(number)) >= 2
+
+
+@pytest.mark.parametrize("name", ["ffhq", "cars", "procedural-cars"])
+@pytest.mark.parametrize("reach", [0.05, 0.4, 3.0])
+def test_bins_are_of_the_yaw_in_the_world_of_the_data_set(name, reach):
+    """Whichever axis is up; for the pose regressor's directions the frame is the labels' own, so that it does not matter."""
+    yaw, pitch = torch.linspace(-reach, reach, 60), torch.linspace(0.1, 0.3, 60)
+    labels = camera_for(name, yaw, pitch).to_label()
+
+    class Items:
+        def __len__(self):
+            return len(labels)
+
+        def get_label(self, i):
+            return labels[i].numpy()
+
+    np.testing.assert_allclose(fid_by_yaw.yaw_rad(Items()), yaw, atol=1e-5)
 
 
 def test_the_bad_bin_is_found(world, inception, monkeypatch):
