@@ -190,7 +190,7 @@ def world_up(pose: np.ndarray) -> str:
     along = np.abs(pose[:, 1:3, 1].mean(axis=0))                 # tells a rolled camera in a world with y up
     if along[1] <= along[0]:
         return "y"
-    if tilt.max() < 1e-3:                                        # all from the front, upright in both: the one in which none is steeply below
+    if tilt.max() < 1e-3:                                        # all from the front: upright in both worlds
         return "z" if pose[:, 1, 3].mean() < 0 else "y"
     return "z" if tilt[1] < max(tilt[0] - 0.1, tilt[0] / 2) else "y"
 

@@ -11,7 +11,7 @@ import torch
 from camera_utils.camera import Camera
 from dnnlib.util import UserError, closest
 
-SAME = 0.02                                  # relative difference up to which a mean over labels counts as the number of a row
+SAME = 0.02                              # relative difference within which a mean over labels is the number of a row
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,25 @@ class DatasetCameras:
     focal: float
     yaw_range: tuple[float, float]
     pitch_range: tuple[float, float]
-    up: str = "y"                            # the axis of the world that points up; from it the angles count (`Camera.look_at`)
+    up: str = "y"                            # which axis of the world points up, as in `Camera.look_at`
 
     def camera(self, yaw: torch.Tensor | float, pitch: torch.Tensor | float, **kwargs: Any) -> Camera:
         """Cameras at these angles [rad], numbers or tensors. Further arguments: `Camera.look_at`."""
         return Camera.look_at(yaw, pitch, self.radius, self.pivot, self.focal, **dict(dict(up=self.up), **kwargs))
 
     def differences(self, stats: dict) -> list[tuple[str, str, str]]:
-        """(what, here, there) for up axis, radius and focal length where `camera_stats` of other cameras contradict this row."""
+        """(what, here, there) for up axis, radius and focal length where these `camera_stats` contradict the row."""
         up = stats.get("up", "y")
         found = [("up axis", self.up, up)] if up != self.up else []
-        for what, here, there in [("radius", self.radius, stats.get("radius")), ("focal length", self.focal, stats.get("focal"))]:
+        numbers = [("radius", self.radius, stats.get("radius")), ("focal length", self.focal, stats.get("focal"))]
+        for what, here, there in numbers:
             if there is not None and not math.isclose(here, there, rel_tol=SAME):
                 found.append((what, f"{here:g}", f"{there:.4g}"))
         return found
 
 
-# FFHQ and AFHQ: EG3D's crops; the ranges are those in which a photograph of a face shows enough of it. cars: ShapeNet's, as EG3D and
-# the released networks have them. heads, procedural-cars: rendered by dataset_preprocessing/procedural.
+# FFHQ and AFHQ: EG3D's crops; the ranges are those in which a photograph of a face shows enough of it. cars:
+# ShapeNet's, as EG3D and the released networks have them. heads, procedural-cars: of dataset_preprocessing/procedural.
 _AROUND = dict(yaw_range=(-math.pi, math.pi), pitch_range=(math.pi / 36, math.pi / 3))
 DATASETS = {row.name: row for row in (
     DatasetCameras("ffhq",            (0, 0, 0.2), radius=2.7, focal=4.2647, yaw_range=(-0.4, 0.4), pitch_range=(-0.2, 0.2)),

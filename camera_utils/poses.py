@@ -110,7 +110,7 @@ class UniformBlenderPoseSampler:
 # Parts of the samplers that have names in EG3D.
 
 def create_cam2world_matrix(forward_vector: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
-    """Upright cameras (y up) from viewing directions [N, 3] of any length and positions [N, 3] -> cam2world [N, 4, 4]."""
+    """Upright cameras (y up) from viewing directions (any length) and positions [N, 3] -> cam2world [N, 4, 4]."""
     return pose_matrix(normalize_vecs(forward_vector), origin, up=_axis(1, origin))
 
 

@@ -64,7 +64,7 @@ def closest(name: str, names: Iterable[str]) -> str:
 # Objects from names. A configuration stores `class_name="training.loss.StyleGAN2Loss"` beside the arguments.
 
 def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
-    """'package.module.object[.attribute]' -> the module and the rest of the name. Raises ImportError where there is no such object."""
+    """'package.module.object[.attribute]' -> the module, the rest of the name. Raises ImportError."""
     parts = obj_name.split(".")
     for split in range(len(parts), 0, -1):
         module_name, rest = ".".join(parts[:split]), ".".join(parts[split:])
@@ -84,7 +84,7 @@ def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
 
 
 def get_obj_from_module(module: types.ModuleType, obj_name: str) -> Any:
-    """The object called `object[.attribute]` in the module; the module itself for an empty name. Raises AttributeError where there is none."""
+    """The object called `object[.attribute]` in the module; the module for an empty name. Raises AttributeError."""
     return functools.reduce(getattr, obj_name.split("."), module) if obj_name else module
 
 
@@ -118,7 +118,7 @@ def set_cache_dir(path: str | os.PathLike | None) -> None:
 
 
 def make_cache_dir_path(*paths: str) -> str:
-    """A path inside the cache folder: that of `set_cache_dir`, else $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib. Creates nothing."""
+    """A path inside the cache folder (set_cache_dir, else $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib). Creates nothing."""
     root = _cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or os.path.join(Path.home(), ".cache", "dnnlib")
     return os.path.join(root, *paths)
 
@@ -128,7 +128,9 @@ def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
     if not isinstance(obj, str):
         return False
     address = urllib.parse.urlparse(obj)
-    return address.scheme in ("http", "https") and bool(address.netloc) or (allow_file_urls and address.scheme == "file")
+    if address.scheme == "file":
+        return allow_file_urls
+    return address.scheme in ("http", "https") and bool(address.netloc)
 
 
 def open_url(url: str | os.PathLike, cache_dir: str | None = None, num_attempts: int = 5, verbose: bool = True,
@@ -320,7 +322,7 @@ def is_top_level_function(obj: Any) -> bool:
 
 
 def get_top_level_function_name(obj: Any) -> str:
-    """Its dotted name, by which `get_obj_by_name` finds it. What lies in the script that runs is named after the script's file."""
+    """Its dotted name, by which `get_obj_by_name` finds it. The module of the script that runs is its file."""
     assert is_top_level_function(obj), f"{obj!r} is not defined at the top of a module"
     module = obj.__module__
     if module == "__main__":
@@ -330,7 +332,7 @@ def get_top_level_function_name(obj: Any) -> str:
 
 def list_dir_recursively_with_ignore(dir_path: str | os.PathLike, ignores: Iterable[str] | None = None,
                                      add_base_to_relative: bool = False) -> list[tuple[str, str]]:
-    """(path, path relative to `dir_path`) of each file below it, sorted. Files and folders whose names match a pattern of `ignores` are left out.
+    """(path, path relative to `dir_path`) of each file below it, but for files and folders whose names match `ignores`.
 
     With `add_base_to_relative` the relative paths begin with the name of `dir_path`.
     """
@@ -355,11 +357,12 @@ def copy_files_and_create_dirs(files: Iterable[tuple[str, str]]) -> None:
 
 def ask_yes_no(question: str) -> bool:
     """Asks on the terminal until the answer is yes or no."""
-    answers = dict.fromkeys(("y", "yes", "t", "true", "on", "1"), True) | dict.fromkeys(("n", "no", "f", "false", "off", "0"), False)
     while True:
         answer = input(f"{question} [y/n] ").strip().lower()
-        if answer in answers:
-            return answers[answer]
+        if answer in ("y", "yes", "t", "true", "on", "1"):
+            return True
+        if answer in ("n", "no", "f", "false", "off", "0"):
+            return False
 
 
 def tuple_product(t: Iterable[int]) -> int:
@@ -368,7 +371,7 @@ def tuple_product(t: Iterable[int]) -> int:
 
 
 def get_dtype_and_ctype(type_obj: Any) -> tuple[Any, Any]:
-    """The numpy type and the ctypes type of a number type: 'uint8', np.float32, np.dtype('int64') ... Raises an error for others."""
+    """The numpy type and the ctypes type of a number type: 'uint8', np.float32, np.dtype('int64') and so on."""
     import numpy as np  # only this function needs it
 
     dtype = np.dtype(type_obj)

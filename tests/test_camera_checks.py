@@ -96,10 +96,11 @@ def test_rounded_labels_pass():
 # --- geometry: mistakes
 
 SETS = {
-    "heads": dict(name="heads"), "ffhq": dict(name="ffhq"), "cars": dict(name="cars"), "procedural cars": dict(name="procedural-cars"),
-    "few": dict(name="ffhq", count=10),
+    "heads": dict(name="heads"), "ffhq": dict(name="ffhq"), "cars": dict(name="cars"),
+    "procedural cars": dict(name="procedural-cars"), "few": dict(name="ffhq", count=10),
     "around": dict(name="heads", yaw=(-np.pi, np.pi), pitch=(-1.2, 1.2)), "from the side": dict(name="heads", yaw=(0.9, 1.6)),
-    "one latitude": dict(name="procedural-cars", pitch=(0.5, 0.5)), "off-centre": dict(name="cars", pivot=(0.1, -0.15, 0.1)),
+    "one latitude": dict(name="procedural-cars", pitch=(0.5, 0.5)),
+    "off-centre": dict(name="cars", pivot=(0.1, -0.15, 0.1)),
 }
 
 
@@ -187,7 +188,8 @@ def test_random_valid_sets_pass():
         count, noise = int(rng.choice([4, 5, 8, 20, 200])), rng.choice([0, 0.01, 0.05])
         middle, half = rng.uniform((-np.pi, -1.2), (np.pi, 1.2)), rng.uniform((0.1, 0.02), (np.pi, 0.3))
         (yaw, pitch), pivot = np.stack([middle - half, middle + half], axis=1), rng.randn(3) * rng.choice([0, 0.1, 0.3])
-        labels = noisy(valid(rng.choice(["heads", "cars", "procedural-cars"]), count, seed, yaw, pitch, pivot), seed, noise)
+        name = rng.choice(["heads", "cars", "procedural-cars"])
+        labels = noisy(valid(name, count, seed, yaw, pitch, pivot), seed, noise)
         assert check_camera_labels(labels) == [], seed
 
 

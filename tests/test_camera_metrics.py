@@ -305,7 +305,7 @@ def test_bins_hold_equally_many():
 @pytest.mark.parametrize("name", ["ffhq", "cars", "procedural-cars"])
 @pytest.mark.parametrize("reach", [0.05, 0.4, 3.0])
 def test_bins_are_of_the_yaw_in_the_world_of_the_data_set(name, reach):
-    """Whichever axis is up; for the pose regressor's directions the frame is the labels' own, so that it does not matter."""
+    """Whichever axis is up. The pose regressor needs no such axis: its directions are in the labels' own frame."""
     yaw, pitch = torch.linspace(-reach, reach, 60), torch.linspace(0.1, 0.3, 60)
     labels = camera_for(name, yaw, pitch).to_label()
 

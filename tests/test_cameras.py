@@ -260,12 +260,14 @@ def test_stats_of_cameras_behind_and_of_a_world_with_z_up():
 
 # What stands at these angles, by hand: the axis of the position, and right, down and forward of the camera.
 STANDS = {
-    ("y", 0.0): ((0, 0, 1), (1, 0, 0), (0, -1, 0), (0, 0, -1)), ("y", 0.5): ((1, 0, 0), (0, 0, -1), (0, -1, 0), (-1, 0, 0)),
-    ("z", 0.0): ((0, -1, 0), (1, 0, 0), (0, 0, -1), (0, 1, 0)), ("z", 0.5): ((1, 0, 0), (0, 1, 0), (0, 0, -1), (-1, 0, 0)),
+    ("y", 0.0): ((0, 0, 1), (1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    ("y", 0.5): ((1, 0, 0), (0, 0, -1), (0, -1, 0), (-1, 0, 0)),
+    ("z", 0.0): ((0, -1, 0), (1, 0, 0), (0, 0, -1), (0, 1, 0)),
+    ("z", 0.5): ((1, 0, 0), (0, 1, 0), (0, 0, -1), (-1, 0, 0)),
 }
 
 
-@pytest.mark.parametrize("name, up", [("ffhq", "y"), ("afhq", "y"), ("cars", "z"), ("heads", "y"), ("procedural-cars", "y")])
+@pytest.mark.parametrize("name, up", dict(ffhq="y", afhq="y", cars="z", heads="y", **{"procedural-cars": "y"}).items())
 def test_each_data_set_has_its_own_up_axis(name, up):
     row = camera_utils.dataset_cameras(name)
     assert row.up == up
@@ -274,7 +276,7 @@ def test_each_data_set_has_its_own_up_axis(name, up):
         camera = dataclasses.replace(row, pivot=(0, 0, 0)).camera(turn * math.pi, 0.0, dtype=torch.float64)
         expected = torch.cat([torch.stack([*axes, row.radius * position], dim=1), torch.tensor([[0, 0, 0, 1.0]])])
         torch.testing.assert_close(camera.cam2world[0], expected, atol=1e-12, rtol=0)
-    yaw, pitch = torch.tensor([-2.0, 0.4, 3.0], dtype=torch.float64), torch.tensor([0.1, 0.9, -0.3], dtype=torch.float64)
+    yaw, pitch = torch.tensor([[-2.0, 0.4, 3.0], [0.1, 0.9, -0.3]], dtype=torch.float64)
     for angle, wanted in zip(row.camera(yaw, pitch).yaw_pitch(row.up), (yaw, pitch)):
         torch.testing.assert_close(angle, wanted)
     mirrored = row.camera(yaw, pitch).mirror()                       # the plane of symmetry is x = 0 in both worlds
@@ -283,9 +285,10 @@ def test_each_data_set_has_its_own_up_axis(name, up):
 
 def test_cars_are_the_cameras_of_the_released_sampler():
     """EG3D's SRN cars: UniformBlenderPoseSampler at radius 1.3, a diagonal field of view of 45 degrees."""
-    h, v = torch.rand(50, 1, generator=torch.Generator().manual_seed(0)), torch.rand(50, 1, generator=torch.Generator().manual_seed(1))
+    h, v = torch.rand(2, 50, 1, generator=torch.Generator().manual_seed(0))
     pose = camera_utils.UniformBlenderPoseSampler.sample_hv(h, v, radius=1.3, batch_size=50)
-    cars = camera_for("cars", 2 * math.pi * h[:, 0] + math.pi / 2, torch.asin(2 * v[:, 0] - 1))      # yaw from -y, azimuth from +x
+    yaw = 2 * math.pi * h[:, 0] + math.pi / 2                        # counted from -y, the sampler's azimuth from +x
+    cars = camera_for("cars", yaw, torch.asin(2 * v[:, 0] - 1))
     torch.testing.assert_close(cars.cam2world, pose, atol=2e-5, rtol=0)
     torch.testing.assert_close(cars.intrinsics[0], camera_utils.FOV_to_intrinsics(45), atol=1e-4, rtol=0)
 
@@ -315,11 +318,11 @@ def test_differences_from_statistics_are_listed():
     row = camera_utils.dataset_cameras("cars")
     stats = camera_stats(row.camera(torch.linspace(-3, 3, 50), torch.linspace(0.1, 1, 50)).to_label())
     assert row.differences(stats) == []
-    assert row.differences(dict(stats, radius=1.31, focal=1.69)) == []                               # as rounding and means have it
+    assert row.differences(dict(stats, radius=1.31, focal=1.69)) == []                  # as rounding and means have it
     assert camera_utils.dataset_cameras("procedural-cars").differences(stats) == [("up axis", "y", "z")]
     assert camera_utils.dataset_cameras("ffhq").differences(stats) == [("up axis", "y", "z"), ("radius", "2.7", "1.3"),
                                                                       ("focal length", "4.2647", "1.707")]
-    assert camera_utils.dataset_cameras("heads").differences({}) == []                               # statistics of an older snapshot
+    assert camera_utils.dataset_cameras("heads").differences({}) == []                  # of an older snapshot
 
 
 def test_unknown_data_set_is_answered_with_the_closest():

@@ -158,7 +158,8 @@ def test_cameras_of_a_data_set(files, run):
 
 def test_cameras_of_cars_have_z_up(files, run):
     """From the right (yaw 90 degrees) the camera stands at +x, its right axis is +y and its down axis -z."""
-    label = torch.tensor([[0, 0, -1, 1.3, 1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0, 1, 1.7074, 0, 0.5, 0, 1.7074, 0.5, 0, 0, 1]])
+    pose, lens = [0, 0, -1, 1.3, 1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0, 1], [1.7074, 0, 0.5, 0, 1.7074, 0.5, 0, 0, 1]
+    label = torch.tensor([pose + lens])
     images = run("rays_without_stats", "--seeds=0", "--cameras=cars", f"--yaw={np.pi / 2}", "--pitch=0")
     assert_pixels(images["seed0000.png"], expected(files["rays_without_stats"][0], 0, label))
     upright = run("rays_without_stats", "--seeds=0", "--cameras=procedural-cars", f"--yaw={np.pi / 2}", "--pitch=0")
@@ -171,11 +172,13 @@ def test_cameras_of_cars_have_z_up(files, run):
     ("ffhq", None, None), ("heads", None, None),
 ])
 def test_cameras_that_contradict_the_snapshot_are_said(files, tmp_path, cameras, here, there):
-    result = CliRunner().invoke(gen_images.main, [f"--network={files['rays'][1]}", f"--outdir={tmp_path}", "--device=cpu", "--seeds=0", f"--cameras={cameras}"])
+    options = [f"--network={files['rays'][1]}", f"--outdir={tmp_path}", "--seeds=0", f"--cameras={cameras}"]
+    result = CliRunner().invoke(gen_images.main, options)
     assert result.exit_code == 0, result.output
     warnings = [line for line in result.output.splitlines() if "Warning" in line]
-    assert warnings == ([] if here is None else [f"Warning: --cameras={cameras} has {here}, the cameras that the network was trained on have {there}; "
-                                                 "leave --cameras out for those"])
+    assert warnings == ([] if here is None else [
+        f"Warning: --cameras={cameras} has {here}, the cameras that the network was trained on have {there}; "
+        "leave --cameras out for those"])
 
 
 def test_cameras_of_a_file(files, run, tmp_path):

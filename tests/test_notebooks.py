@@ -40,10 +40,11 @@ def code_of(notebook):
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# In front of each notebook: as if the project were not installed. The kernel runs in the notebook's folder, without PYTHONPATH.
+# In front of each notebook: as if the project were not installed. The kernel runs in the notebook's folder.
 NOT_INSTALLED = """
 import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", "")) + str(getattr(finder, "__name__", ""))]
+sys.meta_path[:] = [finder for finder in sys.meta_path
+                    if "editable" not in repr(finder) + str(getattr(finder, "__module__", ""))]
 sys.path[:] = [folder for folder in sys.path if folder.rstrip("/") != {root!r}]
 try:
     import legacy
@@ -54,7 +55,7 @@ except ImportError:
 
 
 def execute(notebook, monkeypatch, **environment):
-    """Runs it in a kernel of this interpreter, in its own folder, as if the project were not installed. Returns its images, PNG files."""
+    """Runs it in a kernel of this interpreter, in its own folder, as if the project was not installed. Returns PNGs."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
     for key, value in dict(environment, OMP_NUM_THREADS="1").items():
         monkeypatch.setenv(key, str(value))
@@ -85,20 +86,28 @@ def stand_in(tmp_path_factory):
     return path
 
 
-SIZES = {"FFHQ": [(1, 1), (1, 6), (3, 3), *3 * [(1, 3)]], "Cars": [(1, 1), (4, 8), (1, 12), (3, 8), *3 * [(1, 8)]],         # (rows, columns)
-         "Heads": [(1, 1), (1, 7), (3, 7), *5 * [(1, 7)]]}
-SIZES["AFHQ"] = SIZES["FFHQ"]
+SIZES = {                                                           # (rows, columns) of the sheets
+    "FFHQ": [(1, 1), (1, 6), (3, 3), *3 * [(1, 3)]],
+    "AFHQ": [(1, 1), (1, 6), (3, 3), *3 * [(1, 3)]],
+    "Cars": [(1, 1), (4, 8), (1, 12), (3, 8), *3 * [(1, 8)]],
+    "Heads": [(1, 1), (1, 7), (3, 7), *5 * [(1, 7)]],
+}
+
+
+def check_sizes(images, name):
+    wanted = [(128 * rows, 128 * columns, 3) for rows, columns in SIZES[name]]
+    assert [pixels(image).shape for image in images] == wanted
+    assert len(set(images)) == len(images)
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_runs_on_a_stand_in(name, stand_in, monkeypatch):
     images = execute(read(name), monkeypatch, RAYCOND_NETWORK=stand_in)
-    assert len(set(images)) == len(images)
-    assert [pixels(image).shape for image in images] == [(128 * rows, 128 * columns, 3) for rows, columns in SIZES[name]]
+    check_sizes(images, name)
     with open(stand_in, "rb") as stream:
         G = pickle.load(stream)["G_ema"]
     torch.manual_seed(0)
-    z = torch.randn(1, 16)                                          # the latent of the released notebooks, the same picture
+    z = torch.randn(1, 16)                                          # as the released notebooks draw it
     label = camera_for("cars", 0.6, 0.4).to_label() if name == "Cars" else camera_for(name.lower(), 0.2, 0.0).to_label()
     assert_first_view(images[0], G(z, label, truncation_psi=0.7, noise_mode="const"))
     if name == "Cars":                                              # 32 views over the upper hemisphere, z up
@@ -116,7 +125,8 @@ def position_angles(position):
 
 
 def assert_first_view(image, wanted):
-    wanted = (wanted[0].detach() * 127.5 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()           # [16, 16, 3], shown eight times as large
+    """The upper left view is this image of 16 px, shown eight times as large."""
+    wanted = (wanted[0].detach() * 127.5 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()           # [16, 16, 3]
     assert np.abs(pixels(image)[:128:8, :128:8].astype(int) - wanted).max() <= 1
 
 
@@ -142,8 +152,7 @@ def test_heads_runs_on_the_shipped_network(monkeypatch):
     if not HEADS.exists():
         pytest.skip("checkpoints/raycond2-heads-32x32.pkl is not there")
     images = execute(read("Heads"), monkeypatch)
-    assert len(set(images)) == len(images)
-    assert [pixels(image).shape for image in images] == [(128 * rows, 128 * columns, 3) for rows, columns in SIZES["Heads"]]
+    check_sizes(images, "Heads")
 
 
 @pytest.mark.parametrize("name", [*DOWNLOADED, "Heads"])
@@ -205,7 +214,8 @@ def test_generate_takes_one_latent_or_one_camera(stand_in):
     torch.manual_seed(5)
     assert torch.equal(z, torch.randn(3, 16)) and not any(parameter.requires_grad for parameter in G.parameters())
     for zs, cs in ((z, camera), (z[:1], camera), (z, camera[0]), (z, camera.to_label())):
-        wanted = G(zs.expand(3, -1), (cs if isinstance(cs, torch.Tensor) else cs.to_label()).expand(3, -1), truncation_psi=0.5, noise_mode="const")
+        labels = cs if isinstance(cs, torch.Tensor) else cs.to_label()
+        wanted = G(zs.expand(3, -1), labels.expand(3, -1), truncation_psi=0.5, noise_mode="const")
         torch.testing.assert_close(notebook_utils.generate(G, zs, cs, 0.5, batch=2), wanted, atol=1e-5, rtol=1e-5)
     with pytest.raises(AssertionError, match="2 latents and 3 cameras"):
         notebook_utils.generate(G, z[:2], camera)
@@ -219,10 +229,12 @@ def test_sliders_draw_what_they_say(stand_in, monkeypatch):
     monkeypatch.setattr(ipywidgets, "interact", lambda draw, **sliders: controls.update(sliders, draw=draw))
     notebook_utils.explore(G, lambda yaw, pitch: camera_for("ffhq", yaw, pitch), (-0.6, 0.4), (-0.2, 0.2), seed=3)
     draw = controls.pop("draw")
-    assert {name: (slider.min, slider.max) for name, slider in controls.items()} == dict(seed=(0, 999), yaw=(-0.6, 0.4), pitch=(-0.2, 0.2), truncation=(0, 1))
+    ranges = {name: (slider.min, slider.max) for name, slider in controls.items()}
+    assert ranges == dict(seed=(0, 999), yaw=(-0.6, 0.4), pitch=(-0.2, 0.2), truncation=(0, 1))
     draw(**{name: slider.value for name, slider in controls.items()})
     assert controls["yaw"].value == pytest.approx(-0.1) and controls["truncation"].value == 0.7
-    wanted = G(notebook_utils.latent(G, 3), camera_for("ffhq", -0.1, 0.0).to_label(), truncation_psi=0.7, noise_mode="const")
+    label = camera_for("ffhq", -0.1, 0.0).to_label()
+    wanted = G(notebook_utils.latent(G, 3), label, truncation_psi=0.7, noise_mode="const")
     torch.testing.assert_close(shown[0], wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -236,4 +248,5 @@ def test_without_ipywidgets_one_line_says_how_to_get_sliders(stand_in, monkeypat
 def test_old_notebooks_take_all_names_at_once():
     names = {}
     exec("from notebook_utils import *", names)
-    assert {"load_network", "generate", "latent", "layout_grid", "show", "explore"} <= set(names) and "torch" not in names
+    assert {"load_network", "generate", "latent", "layout_grid", "show", "explore"} <= set(names)
+    assert "torch" not in names

@@ -156,12 +156,13 @@ def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Mo
 
 @contextlib.contextmanager
 def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
-    """Without `sync`, backward passes inside leave the gradients of a DistributedDataParallel module to each process. Others are as ever.
+    """Without `sync`, a DistributedDataParallel module sums no gradients over processes in backward passes inside.
 
     Not used in this project, whose gradients are summed once per step; scripts written for StyleGAN3 call it.
     """
     assert isinstance(module, torch.nn.Module), type(module)
-    with module.no_sync() if isinstance(module, torch.nn.parallel.DistributedDataParallel) and not sync else contextlib.nullcontext():
+    waits = isinstance(module, torch.nn.parallel.DistributedDataParallel) and not sync
+    with module.no_sync() if waits else contextlib.nullcontext():
         yield
 
 

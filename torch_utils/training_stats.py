@@ -24,7 +24,7 @@ _process: tuple[int, Any] | None = None  # what init_multiprocessing said; None:
 def init_multiprocessing(rank: int | None, sync_device: torch.device | str | None) -> None:
     """For scripts that number their processes themselves; where torch.distributed is set up, nobody needs to call this.
 
-    rank: of this process. None: as torch.distributed has it. sync_device: where sums over processes are made. None: no sums.
+    rank: of this process; None: as torch.distributed has it. sync_device: where sums are made; None: no sums.
     """
     global _process
     _process = None if rank is None else (rank, sync_device)

@@ -38,8 +38,8 @@ GLOBAL_DRAWS = Draws(mix_z=torch.randn_like, mix_cutoff=_global_mix_cutoff, imag
 class Loss:
     """What the training loop calls. Losses of users derive from it, as in StyleGAN3."""
 
-    def accumulate_gradients(self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float,
-                             cur_nimg: int) -> None:
+    def accumulate_gradients(self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor,
+                             gen_c: torch.Tensor, gain: float, cur_nimg: int) -> None:
         raise NotImplementedError
 
 

@@ -19,18 +19,21 @@ def torch_dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x * y).sum(dim=-1)
 
 
-def get_ray_limits_box(rays_o: torch.Tensor, rays_d: torch.Tensor, box_side_length: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where rays enter and leave the cube of that side length about the world origin: two tensors of distances [..., 1] in units of `rays_d`.
+def get_ray_limits_box(
+    rays_o: torch.Tensor,                    # [..., 3]
+    rays_d: torch.Tensor,                    # [..., 3]
+    box_side_length: float,
+) -> tuple[torch.Tensor, torch.Tensor]:      # [..., 1] each, in units of rays_d.
+    """How far along it each ray enters and leaves the cube of that side length about the world origin.
 
-    rays_o, rays_d: [..., 3]. A ray that misses the cube gets -1 and -2. From inside, the entry is negative.
+    A ray that misses the cube gets -1 and -2. From inside, the entry is negative.
     """
     half = box_side_length / 2
-    hits = torch.stack([(side - rays_o) / rays_d for side in (-half, half)])                # [2, ..., 3], of the planes of each axis
-    # A ray along a plane is between its two planes for ever, or never: without the NaN where it lies in one of them.
-    between = rays_o.abs() <= half
-    parallel = rays_d == 0
-    entry = torch.where(parallel, torch.where(between, -torch.inf, torch.inf), hits.amin(dim=0)).amax(dim=-1, keepdim=True)
-    leave = torch.where(parallel, torch.where(between, torch.inf, -torch.inf), hits.amax(dim=0)).amin(dim=-1, keepdim=True)
+    hits = torch.stack([(side - rays_o) / rays_d for side in (-half, half)])    # [2, ..., 3]: each axis has two planes
+    # A ray along two planes is between them for ever, or never. In one of them, 0 / 0 would say neither.
+    along, always = rays_d == 0, torch.where(rays_o.abs() <= half, torch.inf, -torch.inf).to(rays_o.dtype)
+    entry = torch.where(along, -always, hits.amin(dim=0)).amax(dim=-1, keepdim=True)
+    leave = torch.where(along, always, hits.amax(dim=0)).amin(dim=-1, keepdim=True)
     meets = entry <= leave
     return torch.where(meets, entry, -1.0), torch.where(meets, leave, -2.0)
 

@@ -19,7 +19,8 @@ def get_rays(H: int, W: int, intrinsics: torch.Tensor, c2w: torch.Tensor, jitter
     return rays.ray_origins(camera, H, W), rays.ray_directions(camera, x, y, "published")
 
 
-def get_rays_single_image(H: int, W: int, intrinsics: torch.Tensor, c2w: torch.Tensor, jitter: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def get_rays_single_image(H: int, W: int, intrinsics: torch.Tensor, c2w: torch.Tensor,
+                          jitter: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """The same of one camera, intrinsics [3, 3] and c2w [4, 4]: origins and unit directions, [3, H, W] each."""
     origins, directions = get_rays(H, W, intrinsics[None], c2w[None], jitter)
     return origins[0], directions[0]

@@ -25,7 +25,7 @@ def grid_size(resolution: int, num_items: int) -> tuple[int, int]:
 
 
 def choose_reals(dataset: Any, columns: int, rows: int, seed: int) -> list[int]:
-    """Items for the sheet of real images: at random, again from the first where they are too few; of data with classes, each row shows one."""
+    """Items for the sheet of real images: at random, too few repeated; of data with classes, each row shows one."""
     order = np.random.RandomState(seed).permutation(len(dataset))
     if not dataset.has_onehot_labels:
         return [int(order[i % len(order)]) for i in range(columns * rows)]

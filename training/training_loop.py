@@ -213,8 +213,9 @@ def iterate_batches(dataset: Any, config: dnnlib.EasyDict, rank: int, device: to
 # ---------------------------------------------------------------------------------------------------------------------
 # StyleGAN3's names for sheets of images; the loop itself has `ImageSnapshots`.
 
-def setup_snapshot_image_grid(training_set: Any, random_seed: int = 0) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-    """Columns and rows of a sheet, 7 to 32 by 4 to 32, and real items for it: images [N, C, H, W], labels [N, D]. Of classes, a row shows one."""
+def setup_snapshot_image_grid(training_set: Any,
+                              random_seed: int = 0) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+    """A sheet's columns and rows (7 to 32 by 4 to 32) and its real items: images [N, C, H, W], labels [N, D]."""
     height, width = training_set.image_shape[1:]
     size = int(np.clip(7680 // width, 7, 32)), int(np.clip(4320 // height, 4, 32))
     images, labels = zip(*(training_set[i] for i in choose_reals(training_set, *size, random_seed)))
@@ -222,7 +223,7 @@ def setup_snapshot_image_grid(training_set: Any, random_seed: int = 0) -> tuple[
 
 
 def save_image_grid(img: Any, fname: str, drange: tuple[float, float], grid_size: tuple[int, int]) -> None:
-    """Writes images [N, C, H, W] (array or tensor), whose black and white are the two numbers of `drange`, as one sheet of (columns, rows)."""
+    """Writes images [N, C, H, W] as one sheet of (columns, rows); `drange`: the values of black and white."""
     low, high = drange
     img = img.detach().float().cpu().numpy() if isinstance(img, torch.Tensor) else np.asarray(img, dtype=np.float32)
     images = (img - low) * (255 / (high - low))

@@ -1,7 +1,7 @@
 """The cameras of a data set: where they stand, drawn from the seed of the scene and the number of the view.
 
-Their ranges, radius and focal length are those that `camera_utils.datasets` lists for the kind (`kinds.CAMERAS`). Yaw and elevation are
-uniform, so that the ends of the ranges are seen as often as the middle; FFHQ's own cameras crowd around the front.
+Their ranges, radius and focal length are those that `camera_utils.datasets` lists for the kind (`kinds.CAMERAS`). Yaw
+and elevation are uniform, so that the ends are seen as often as the middle; FFHQ's own cameras crowd around the front.
 """
 
 from __future__ import annotations
