@@ -201,7 +201,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 # Cameras.
 @click.option("--yaw",          help="Angles [rad] from the front, > 0 towards +x  [default: the mean]", metavar="LIST", callback=parse_angles)
 @click.option("--pitch",        help="Elevations [rad], each of which meets every yaw  [default: the mean]", metavar="LIST", callback=parse_angles)
-@click.option("--cameras",      help=f"Whose: {', '.join(camera_utils.DATASETS)}  [default: the training data's]", metavar="NAME")
+@click.option("--cameras",      help=f"Cameras like those of {', '.join(camera_utils.DATASETS)}  [default: of the training data]", metavar="NAME")
 @click.option("--camera-file",  help="Cameras from JSON: 25 numbers, a list of such lists, or a dataset.json", metavar="FILE")
 # Output.
 @click.option("--grid",         help="Also write grid.png: a row per latent, a column per camera", is_flag=True)

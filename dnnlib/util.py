@@ -65,7 +65,7 @@ def closest(name: str, names: Iterable[str]) -> str:
 
 def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
     """'package.module.object[.attribute]' -> the module, the rest of the name. Raises ImportError."""
-    parts = obj_name.split(".")
+    parts = re.sub(r"^np\.", "numpy.", obj_name).split(".")
     for split in range(len(parts), 0, -1):
         module_name, rest = ".".join(parts[:split]), ".".join(parts[split:])
         try:

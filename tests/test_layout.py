@@ -133,6 +133,12 @@ def test_requirements_that_the_issue_names():
     assert names == {"torch", "numpy", "click", "pillow", "scipy", "imageio", "ninja", "psutil", "requests", "tqdm", "pyspng"}
 
 
+def test_notebooks_come_with_a_front_end_and_tests_without():
+    extras = {name: {Requirement(line).name for line in lines} for name, lines in pyproject()["optional-dependencies"].items()}
+    assert {"jupyterlab", "ipywidgets", "ipykernel"} <= extras["notebooks"]
+    assert "jupyterlab" not in extras["dev"] and not any("notebooks" in line for line in pyproject()["optional-dependencies"]["dev"])
+
+
 def test_everything_importable_is_installed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(settings["py-modules"]) == set(scripts())

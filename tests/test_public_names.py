@@ -81,7 +81,7 @@ def check_dtype_and_ctype(f, tmp, mp):
 
 
 def check_module_from_name(f, tmp, mp):
-    assert f("torch.nn.functional.relu") == (torch.nn.functional, "relu")
+    assert f("torch.nn.functional.relu") == (torch.nn.functional, "relu") and f("np.array") == (np, "array")
     assert f("collections.OrderedDict.fromkeys")[1] == "OrderedDict.fromkeys"
     with pytest.raises(ImportError, match="nothing_like_it"):
         f("torch.nn.nothing_like_it")
