@@ -69,7 +69,8 @@ def find_snapshots(network: str) -> tuple[list[str], str | None]:
     if dnnlib.util.is_url(network, allow_file_urls=True):
         return [dnnlib.util.open_url(network, return_filename=True)], None
     if not os.path.isfile(network):
-        raise UserError(f"--network={network}: there is no such file or folder; expected a network file, a run folder or an address")
+        from legacy import where_from
+        raise UserError(f"--network={network}: there is no such file or folder; expected a network file, a run folder or an address{where_from(network)}")
     folder = os.path.dirname(os.path.abspath(network))
     return [network], folder if os.path.isfile(os.path.join(folder, "training_options.json")) else None
 
@@ -149,7 +150,8 @@ def table(rows: list[tuple[str, dict]]) -> str:
              context_settings=dict(max_content_width=130, show_default=True))
 @click.option("--network",      help="Network file, an address, or a run folder for all its snapshots", metavar="PKL|URL|DIR")
 @click.option("--images",       help="Judge these images instead of a network's (FID, KID, PR, IS)", metavar="DIR|ZIP")
-@click.option("--metrics",      help="Such as fid50k_full, or fid1k_full for fewer images", metavar="A,B", callback=parse_names)
+@click.option("--metrics",      help="Such as fid50k_full, or fid1k_full for fewer images  [default: fid50k_full; none with --plot]", metavar="A,B",
+              callback=parse_names)
 @click.option("--data",         help="Real images  [default: what the network was trained on]", metavar="ZIP|DIR")
 @click.option("--mirror",       help="Real images mirrored, too; the _full metrics never do so  [default: as in training]", type=bool, metavar="BOOL")
 @click.option("--samples",      help="Number of images for all metrics; shows in their names", type=click.IntRange(min=1))
@@ -174,7 +176,7 @@ def main(ctx: click.Context, network: str | None, images: str | None, metrics: l
         raise UserError("--network, --images: give one of them, a network to judge or a folder of images" if network is None
                         else f"--images={images}: excludes --network; give one of them")
     if not metrics and not plot:
-        raise UserError("--metrics is missing; for example --metrics=fid50k_full,kid50k_full")
+        metrics = ["fid50k_full"]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     snapshots, run_dir = find_snapshots(network) if network is not None else ([], None)
     if plot and run_dir is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from torch_utils import persistence, released_format, safe_pickle, sharing, tens
 NETWORKS = ("G", "D", "G_ema")
 KEYS = (*NETWORKS, "augment_pipe", "training_set_kwargs", "camera_stats")
 
+CHECKPOINTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints", "checkpoints.txt")
 _REMEDY = "expected a network-snapshot-*.pkl or a .safetensors file of this project"
 _OTHER_FILES = (                         # first bytes, what that is
     (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"PK\x03\x04", "a zip archive (a data set, or torch.save's)"),
@@ -99,6 +101,16 @@ def _name_of(f: Any) -> str:
     return str(f) if isinstance(f, (str, os.PathLike)) else str(getattr(f, "name", "the network file"))
 
 
+def where_from(path: str) -> str:
+    """For messages about a missing file: where to get it, if checkpoints/checkpoints.txt lists its name; else ""."""
+    with contextlib.suppress(OSError), open(CHECKPOINTS, encoding="utf-8") as stream:
+        for line in stream:
+            name, *columns = re.split(r"\s{2,}", line.strip())
+            if name == os.path.basename(path) and columns and not name.startswith("#"):
+                return f"; it comes from {columns[0]}: put it there (checkpoints/checkpoints.txt lists all such files)"
+    return ""
+
+
 @contextlib.contextmanager
 def _opened(f: str | os.PathLike | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
     """The stream and what messages call it; a stream that we opened is closed."""
@@ -107,6 +119,8 @@ def _opened(f: str | os.PathLike | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
         return
     try:
         stream = dnnlib.util.open_url(f)
+    except UserError as error:
+        raise UserError(error.message + where_from(_name_of(f))) from error
     except OSError as error:
         raise UserError(f"{_name_of(f)}: cannot be read: {error.strerror or error}") from error
     with stream:

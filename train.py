@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -33,7 +34,7 @@ Examples:
 
   \b
   # The same, as the authors' recipe.
-  python train.py --outdir=training-runs --data=eg3d-ffhq.zip --recipe=raycond2-ffhq --gpus=2
+  python train.py --outdir=training-runs --data=eg3d-ffhq.zip --recipe=raycond2-ffhq
 
   \b
   # Go on from a state with another batch size, in a new run.
@@ -62,9 +63,9 @@ class GammaType(click.ParamType):
         return number
 
 
-def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """'a,b' -> ('a', 'b'); 'none' or nothing -> ()."""
-    return () if value is None or value.lower() in ("", "none") else tuple(value.split(","))
+def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """'a,b' -> ('a', 'b'); 'none' or '' -> (); None (not given) -> None."""
+    return None if value is None else () if value.lower() in ("", "none") else tuple(value.split(","))
 
 
 POSITIVE = click.IntRange(min=1)
@@ -77,18 +78,20 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--data",         help="Training data: an EG3D zip or folder", metavar="ZIP|DIR", required=True)
 @click.option("--cfg",          help=f"Preset: {', '.join(PRESETS)}", metavar="NAME")
 # What people usually set.
-@click.option("--recipe",       help=f"A run of the authors; fills --cfg, --gamma, --batch, --aug, --cond, --resume: {', '.join(RECIPES)}", metavar="NAME")
-@click.option("--gpus",         help="Number of GPUs, or of processes on a CPU", type=POSITIVE, default=1)
+@click.option("--recipe",       help=f"A run of the authors; fills {', '.join(f'--{name}' for name in (*cfg.FILLED, 'gpus'))}: {', '.join(RECIPES)}",
+              metavar="NAME")
+@click.option("--gpus",         help="Number of GPUs, or of processes on a CPU  [default: 1; a recipe takes those of its authors, as far as there are so many]",
+              type=POSITIVE)
 @click.option("--batch",        help="Total batch size  [default: 32; raycond2-tiny: 16]", type=POSITIVE)
 @click.option("--gamma",        help="R1 weight; auto: 0.0002 * resolution^2 / batch  [default: auto]", type=GammaType())
 @click.option("--cond",         help="Train with labels  [default: on for networks with rays]", type=bool, metavar="BOOL")
 @click.option("--mirror",       help="Mirror the images, and their cameras, too", type=bool, default=False, metavar="BOOL")
-@click.option("--aug",          help="Augmentation of what D sees; ada: as strong as D overfits  [default: noaug]",
+@click.option("--aug",          help="Augmentation of what D sees; ada: as strong as D overfits  [default: ada; raycond2-tiny: noaug]",
               type=click.Choice(["noaug", "ada", "fixed"]))
 @click.option("--augpipe",      help=f"What --aug does: {', '.join([*AUGMENTATIONS, *AUGMENTATION_SUMS])}, or a sum like color+noise  "
               "[default: color where labels are cameras, else bgc]", metavar="NAME")
-@click.option("--resume",       help="auto: continue the newest run of this configuration in --outdir. A network: what a new run starts from. "
-              "A training-state-*.pt or a run folder: where a new run, with other options, goes on  [default: auto]", metavar="auto|PKL|URL|PT|DIR")
+@click.option("--resume",       help="auto: continue the newest run of this configuration in --outdir. A network: what a new run starts from; none: nothing. "
+              "A training-state-*.pt or a run folder: where a new run, with other options, goes on  [default: auto]", metavar="auto|none|PKL|URL|PT|DIR")
 @click.option("--new",          help="Start another run, even where one could be continued", is_flag=True)
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
@@ -109,14 +112,15 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--mbstd-group",  help="Group size of minibatch standard deviation", type=POSITIVE, default=4)
 # The rest.
 @click.option("--desc",         help="Added to the name of the run folder", metavar="TEXT")
-@click.option("--metrics",      help="Metrics at each snapshot, such as fid50k_full; or none", metavar="A,B", callback=parse_metrics)
+@click.option("--metrics",      help="Metrics at each snapshot; or none  [default: fid50k_full where its detector is at hand; raycond2-tiny: none]",
+              metavar="A,B", callback=parse_metrics)
 @click.option("--samples",      help="Number of images for all metrics; shows in their names", type=POSITIVE)
 @click.option("--detector",     help="TorchScript detector of metrics from a file; can be given again", metavar="[KIND=]FILE", multiple=True)
 @click.option("--pose-regressor", help="For the metric pose_error, from `python -m metrics.pose_regressor`", metavar="FILE")
 @click.option("--embedding",    help="For the metric view_consistency: TorchScript, images -> features", metavar="FILE")
 @click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=click.FloatRange(min=0, min_open=True))
 @click.option("--tick",         help="Thousands of images between status lines", type=click.FloatRange(min=0, min_open=True), default=4)
-@click.option("--snap",         help="Ticks between snapshots", type=POSITIVE, default=100)
+@click.option("--snap",         help="Ticks between snapshots  [default: 100]", type=POSITIVE)
 @click.option("--keep",         help="Remove all but the last N network snapshots and training states  [default: all snapshots, 2 states]",
               metavar="N", type=POSITIVE)
 @click.option("--seed",         help="Random seed", type=click.IntRange(0, 2**32 - 1), default=0)
@@ -135,21 +139,25 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
     kwargs["resume"] = None if kwargs["resume"] == "auto" else kwargs["resume"]
-    options = cfg.apply_recipe(cfg.Options(**kwargs))
+    asked = cfg.Options(**kwargs)
+    options = cfg.apply_recipe(asked)
     preset = cfg.preset_of(options)
     from torch_utils import distributed
     from training import continuing
-    device = distributed.choose_device(device, options.gpus)
+    device = distributed.choose_device(device, options.gpus or 1)
+    options.gpus = cfg.choose_gpus(options, preset, distributed.count_devices(device))
 
     dataset, info = read_dataset(options, preset)
     plan = cfg.build_config(options, preset, info)
-    config, notes = plan.config, list(dataset.notes) + plan.notes
+    earlier = None
+    if not new:
+        plan, earlier = find_earlier(options, preset, info, plan)
+    config, notes = plan.config, cfg.describe_recipe(asked, options) + list(dataset.notes) + plan.notes
     if info.has_camera_labels:
         notes += dataset.check_cameras(allow_geometry=camera_check == "off")
     config.device = device
     config.data_loader_kwargs["pin_memory"] = device == "cuda"
     desc = config.pop("desc")
-    earlier = None if new else continuing.find_run(options.outdir, config)
     if earlier is not None and earlier.finished:
         print(f"{earlier.run_dir} has trained for its {config.total_kimg:g} kimg. Train longer with a larger --kimg, or start another run with --new.")
         return
@@ -190,6 +198,20 @@ def train(config: dnnlib.EasyDict, plan_text: str) -> None:
         sys.exit(EXIT_CODES.get(name, EXIT_SAVED))
 
 
+def find_earlier(options: cfg.Options, preset: Any, info: cfg.DataInfo, plan: cfg.Plan) -> tuple[cfg.Plan, Any]:
+    """The earlier run that the plan continues, or None; and the plan, which is another one for runs of the time when noaug was the default."""
+    from training import continuing
+    earlier = continuing.find_run(options.outdir, plan.config)
+    if earlier is None and options.aug is None and options.augpipe is None and preset.aug != "noaug":
+        old = cfg.build_config(dataclasses.replace(options, aug="noaug"), preset, info)
+        found = continuing.find_run(options.outdir, old.config)
+        if found is not None and found.config.get("aug") is None:              # such runs do not say what --aug was
+            old.config.aug = None
+            old.notes.append(f"{found.run_dir} began when --aug=noaug was the default, and goes on without augmentation; --aug=ada starts another run.")
+            return old, found
+    return plan, earlier
+
+
 def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any) -> list[str]:
     """Before anything is written: where does the run begin, and does that fit? Changes `config`; returns what to say."""
     from training import continuing
@@ -197,7 +219,15 @@ def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any) -
         return continuing.take_over(config, earlier)
     if cfg.is_state(options.resume):
         return continuing.branch_off(config, options.resume, options.rays is not None)
-    return [] if config.resume_pkl is None else check_resume(config, options.rays is not None)
+    if config.resume_pkl is None:
+        return []
+    try:
+        return check_resume(config, options.rays is not None)
+    except UserError as error:
+        if options.recipe is None or options.resume != RECIPES[options.recipe].resume:
+            raise
+        raise UserError(f"--recipe={options.recipe} starts from a network: {error.message}. Or say where it is, --resume=FILE, or start from nothing, "
+                        "--resume=none") from error
 
 
 def make_run_dir(outdir: str, desc: str) -> str:
@@ -227,10 +257,15 @@ def check_metrics(config: dnnlib.EasyDict, options: cfg.Options, dry_run: bool) 
     """Before anything is written: can the metrics be computed? Fetches their detectors (not for a dry run); puts their full names into the
     configuration. Returns what to say.
     """
+    skipped = []
+    if options.metrics is None and config.metrics:
+        skipped = check_default_metrics(config, options)
+        if config.metrics:
+            return skipped
     if not config.metrics:
         given = [flag for flag, value in [("--samples", options.samples), ("--detector", options.detector), ("--pose-regressor", options.pose_regressor),
                                           ("--embedding", options.embedding)] if value]
-        return [f"There are no --metrics: {', '.join(given)} has no effect."] if given else []
+        return skipped + ([f"There are no --metrics: {', '.join(given)} has no effect."] if given else [])
     if dry_run:
         return ["The metrics were not checked, which may mean to fetch detectors (-n)."]
     import metrics
@@ -238,6 +273,23 @@ def check_metrics(config: dnnlib.EasyDict, options: cfg.Options, dry_run: bool) 
     G, _ = meta_networks(config)
     config.metrics = metrics.prepare(config.metrics, config.training_set_kwargs, G, samples=options.samples, **config.metric_kwargs)
     return []
+
+
+def check_default_metrics(config: dnnlib.EasyDict, options: cfg.Options) -> list[str]:
+    """Keeps the preset's metrics where they can be computed, and else takes them out of the configuration: what nobody asked for fetches nothing and
+    ends no run. Returns what to say.
+    """
+    import metrics
+    kwargs = metrics.detector_options(options.detector, options.pose_regressor, options.embedding)
+    try:
+        names = metrics.prepare(config.metrics, config.training_set_kwargs, meta_networks(config)[0], samples=options.samples, fetch=False, **kwargs)
+    except UserError as error:
+        if options.detector:             # then it was asked for
+            raise
+        config.metrics = []
+        return [f"The default metric is skipped. {error.message}."]
+    config.metrics, config.metric_kwargs = names, kwargs
+    return [f"--metrics={','.join(names)} is the default; --samples=N takes fewer images, --metrics=none computes none."]
 
 
 def meta_networks(config: dnnlib.EasyDict) -> tuple[Any, Any]:
@@ -251,13 +303,14 @@ def meta_networks(config: dnnlib.EasyDict) -> tuple[Any, Any]:
 
 def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
     """Before anything is written: does the network fit? Keeps its ray convention; returns what to say."""
-    from training.transfer import check_match, compare, sources_of
+    from training.transfer import check_match, compare, describe_sizes, sources_of
     sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
     notes += cfg.keep_ray_convention(config, sources["G_ema"], rays_given)
     G, D = meta_networks(config)
     targets = dict(G=G, D=D, G_ema=G)
-    check_match([compare(targets[name], source, name) for name, source in sources.items() if source is not None], config.resume_pkl)
-    return notes
+    reports = [compare(targets[name], source, name) for name, source in sources.items() if source is not None]
+    check_match(reports, config.resume_pkl)
+    return notes + describe_sizes(reports, sources["G"].img_resolution, config.img_resolution, config.resume_pkl)
 
 
 def read_dataset(options: cfg.Options, preset: object) -> tuple[object, cfg.DataInfo]:

@@ -33,8 +33,9 @@ def detector_options(given: Iterable[str], pose_regressor: str | None = None, em
     return dict(detectors=named, detector_files=tuple(files))
 
 
-def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, samples: int | None = None, **options: Any) -> list[str]:
-    """For training, before the first step: can all these metrics be computed? Fetches published detectors that are missing.
+def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, samples: int | None = None, fetch: bool = True,
+            **options: Any) -> list[str]:
+    """For training, before the first step: can all these metrics be computed? Fetches published detectors that are missing, if `fetch`.
 
     G: the generator, on any device; the meta device will do. samples: number of images for all metrics; None: as their names say. options: further fields
     of MetricOptions (those of `detector_options`).
@@ -42,7 +43,7 @@ def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, samp
     is missing or wrong. For one process.
     """
     opts = MetricOptions(G=G, dataset_kwargs=dict(dataset_kwargs), device="cpu", **options)
-    return [request.name for request in check_metrics(names, opts, samples, fetch=True)]
+    return [request.name for request in check_metrics(names, opts, samples, fetch)]
 
 
 def evaluate(

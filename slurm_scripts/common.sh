@@ -2,7 +2,7 @@
 #
 #   DATA      data set, a zip or folder in EG3D's layout (needed)
 #   OUTDIR    where the run folders go (training-runs)
-#   GPUS      number of GPUs (those that Slurm gave this node, else 1)
+#   GPUS      number of GPUs (those that Slurm gave this node; outside Slurm as many as the recipe's authors had, as far as there are)
 #   PYTHON    interpreter (.venv/bin/python if there is one, else python)
 #
 # What a recipe is made of stands in training/presets.py. Partition, time, number of GPUs and the like are sbatch's: options on its command
@@ -20,8 +20,8 @@ fail() {
 [[ -e $DATA ]] || fail "DATA=$DATA: there is no such file or folder on $(hostname); check the path"
 DATA=$(realpath "$DATA")
 OUTDIR=$(realpath -m "${OUTDIR:-training-runs}")
-GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}
-[[ $GPUS =~ ^[1-9][0-9]*$ ]] || fail "GPUS=$GPUS: expected a number from 1 on"
+GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-}}
+[[ -z $GPUS || $GPUS =~ ^[1-9][0-9]*$ ]] || fail "GPUS=$GPUS: expected a number from 1 on"
 
 # Recipes name the networks they start from relative to the project.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -29,4 +29,4 @@ if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python
     [[ ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
 fi
-exec "$PYTHON" train.py --recipe="$recipe" --data="$DATA" --outdir="$OUTDIR" --gpus="$GPUS" "$@"
+exec "$PYTHON" train.py --recipe="$recipe" --data="$DATA" --outdir="$OUTDIR" ${GPUS:+--gpus="$GPUS"} "$@"

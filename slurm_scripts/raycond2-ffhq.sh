@@ -5,7 +5,7 @@
 #SBATCH --gpus=2
 #SBATCH --cpus-per-gpu=4
 # FFHQ at 512 px, from checkpoints/stylegan2-ffhq-512x512.pkl.
-# From the project's folder: DATA=/path/to/eg3d-ffhq.zip sbatch [--partition=NAME --gpus=8 ...] slurm_scripts/raycond2-ffhq.sh [options of train.py]
+# From the project's folder: DATA=/path/to/eg3d-ffhq.zip sbatch [--partition=NAME --gpus=N ...] slurm_scripts/raycond2-ffhq.sh [options of train.py]
 common=${RAYCOND_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}/slurm_scripts/common.sh
 [[ -f $common ]] || { echo "raycond2-ffhq: there is no $common; submit from the project's folder, or set RAYCOND_DIR to it" >&2; exit 1; }
 # shellcheck source=slurm_scripts/common.sh

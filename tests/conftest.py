@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -10,6 +11,16 @@ from metric_helpers import save_detector
 from PIL import Image
 
 from camera_utils import camera_for
+from dnnlib import make_cache_dir_path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_without_detectors(tmp_path_factory):
+    """Else a run without --metrics would compute fid50k_full on machines whose cache has the detector. Compiled operators stay where they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYCOND_OPS_CACHE", os.environ.get("RAYCOND_OPS_CACHE") or make_cache_dir_path("ops"))
+        patch.setenv("DNNLIB_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def write_dataset(path, labels, size=16, mode="RGB", **document):

@@ -17,7 +17,7 @@ from training.ada import AdaptiveStrength, FixedStrength, NoAugmentation, make_a
 from training.augment import AugmentPipe
 from training.loss import StyleGAN2Loss
 from training.phases import Batch
-from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS
+from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS
 from training.randomness import PhaseRandom
 from training.status import read_stats
 
@@ -183,7 +183,7 @@ def test_options_of_the_command(camera_zip, class_zip, tmp_path):
     cameras = [f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "-n", *SMALL]
     classes = [f"--outdir={tmp_path}", f"--data={class_zip}", "--cfg=stylegan2", "-n", *SMALL]
     of = lambda *args: options_of(run(*args))                                                    # noqa: E731
-    assert of(*cameras)["augment_kwargs"] is None and of(*cameras, "--aug=noaug")["augment_kwargs"] is None
+    assert of(*cameras, "--aug=noaug")["augment_kwargs"] is None
     fixed = of(*cameras, "--aug=fixed")
     assert fixed["augment_p"] == 0.2 and "ada_target" not in fixed and transforms(fixed) == list(AUGMENTATIONS["color"])
     assert transforms(of(*cameras, "--aug=ada", "--augpipe=color+noise+cutout")) == [*AUGMENTATIONS["color"], "noise", "cutout"]
@@ -194,6 +194,20 @@ def test_options_of_the_command(camera_zip, class_zip, tmp_path):
     assert "xflip" in transforms(unlabelled)                    # its network sees no camera
     for name in [*AUGMENTATIONS, *AUGMENTATION_SUMS]:
         assert transforms(of(*classes, "--aug=fixed", f"--augpipe={name}")), name
+
+
+@pytest.mark.parametrize("cfg", PRESETS)
+def test_the_default_is_stylegan3s(cfg, camera_zip, class_zip, tmp_path):
+    """Adaptive from 0, 500 kimg, target 0.6, every 4; colours only where labels are cameras, and that is said. The small preset has none."""
+    rays = PRESETS[cfg].rays
+    output = run(f"--outdir={tmp_path}", f"--data={camera_zip if rays else class_zip}", f"--cfg={cfg}", "-n", *SMALL)
+    options = options_of(output)
+    if cfg == "raycond2-tiny":
+        assert options["augment_kwargs"] is None and "a small preset" in output
+        return
+    assert (options["augment_p"], options["ada_target"], options["ada_interval"], options["ada_kimg"]) == (0, 0.6, 4, 500)
+    assert transforms(options) == [name for group in (["color"] if rays else ["blit", "geom", "color"]) for name in AUGMENTATIONS[group]]
+    assert ("--aug=ada changes colours only, since the labels are cameras" in output) == rays
 
 
 def test_a_warm_start_adapts_faster_from_zero(camera_zip, tmp_path, monkeypatch):
@@ -208,11 +222,11 @@ def test_refusals(camera_zip, class_zip, tmp_path):
         refused(*cameras, "--aug=ada", f"--augpipe={name}", says=[f"--augpipe={name}", f"{part} would move", "camera", "--mirror=1"])
     refused(f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=stylegan2", "--cond=1", "--aug=ada", "--augpipe=bg", *SMALL, says=["camera"])
     refused(*cameras, "--aug=ada", "--augpipe=colour", says=["--augpipe=colour", "did you mean color?"])
-    refused(*cameras, "--augpipe=color", says=["--augpipe=color", "--aug=ada"])
+    refused(*cameras, "--aug=noaug", "--augpipe=color", says=["--augpipe=color", "--aug=ada"])
     refused(*cameras, "--aug=adaptive", says=["--aug", "ada"])
     refused(*cameras, "--aug=fixed", "--p=1.5", says=["--p"])
     assert not (tmp_path / "runs").exists()
 
 
 def test_p_without_augmentation_is_remarked(camera_zip, tmp_path):
-    assert "--p=0.3 has no effect" in run(f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "--p=0.3", "-n", *SMALL)
+    assert "--p=0.3 has no effect" in run(f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "--aug=noaug", "--p=0.3", "-n", *SMALL)

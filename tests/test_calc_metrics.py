@@ -107,6 +107,14 @@ def test_released_networks_whose_data_are_not_here(network, metrics, detector):
     refused(*given, "--metrics=fid16_full", says=["no such file", "trained on", "--data=ZIP"])
 
 
+def test_without_metrics_it_computes_fid50k_full(run_dir, detector):
+    network = run_dir / "network-snapshot-000004.pkl"
+    code, output = run(f"--network={network}", "--samples=8", f"--detector={detector}", "--device=cpu")
+    assert code == 0 and records(run_dir, "fid8_full")
+    code, output = run(f"--network={run_dir}", "--plot")         # draws what is there
+    assert code == 0 and "Drew" in output and len(records(run_dir, "fid8_full")) == 1
+
+
 def test_words_come_once_below_the_numbers():
     rows = [(f"{i}.pkl", {"eqr8": 20.123456 + i, "eqr8_rays": "as they are", **({"eqr8_note": "diverged"} if i else {})}) for i in range(2)]
     assert calc_metrics.table(rows).splitlines() == [
@@ -144,7 +152,7 @@ def test_mistakes_are_one_line(run_dir, detector, tmp_path, camera_zip, monkeypa
     network = f"--network={run_dir / 'network-snapshot-000004.pkl'}"
     given = f"--detector={detector}"
     refused("--metrics=fid50k", says=["--network"])
-    refused(network, says=["--metrics"])
+    refused(network, says=["--metrics=fid50k_full", "inception-2015-12-05.pt", "--detector"])         # the default
     refused(network, "--metrics=fid50k_ful", given, says=["did you mean fid50k_full"])
     refused(network, "--metrics=fid50k", given, says=["50000", "128"])
     refused(network, "--metrics=eqt50k_int", says=["eqt50k_int", "StyleGAN3", "raycond2"])

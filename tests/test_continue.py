@@ -313,6 +313,27 @@ def test_the_same_command_again(copied, camera_zip):
     assert code == 0 and "Continu" not in output and len(list(outdir.iterdir())) == 3
 
 
+def test_a_run_of_the_time_when_noaug_was_the_default(camera_zip, tmp_path):
+    """The same command continues it, again and again; a run with --aug=noaug in its command is another one, and --aug=ada starts one."""
+    same = [f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "--tick=0.008", "--snap=1", *SMALL]
+    assert run_train(*same, "--aug=noaug", "--kimg=0.008")[0] == 0
+    folder = only_run(tmp_path)
+    code, output = run_train(*same, "--kimg=0.016", "-n")
+    assert code == 0 and "Continues" not in output and "augment_kwargs" in output and f"--resume={folder}" in output
+    path = folder / "training_options.json"
+    options = json.loads(path.read_text())
+    assert options.pop("aug") == "noaug"
+    path.write_text(json.dumps(options))                        # as they were then
+    for kimg, steps in (("0.016", 1), ("0.024", 2)):
+        code, output = run_train(*same, f"--kimg={kimg}")
+        assert code == 0 and f"{steps} steps are done" in output and "goes on without augmentation; --aug=ada starts another run" in output, output
+    options = json.loads(path.read_text())
+    assert only_run(tmp_path) == folder and options["augment_kwargs"] is None and options["aug"] is None
+    for args, begins in [(["--aug=noaug"], False), (["--aug=ada"], True), (["--new"], True), (["--augpipe=color"], True)]:
+        code, output = run_train(*same, "--kimg=0.032", "-n", *args)
+        assert code == 0 and ("Continues the run" not in output) == begins, (args, output)
+
+
 def test_data_elsewhere(copied, camera_zip, tmp_path):
     """Clusters copy the data to another place for each job."""
     elsewhere = tmp_path / "scratch" / Path(camera_zip).name

@@ -23,7 +23,7 @@ import train
 from dnnlib import UserError
 from torch_utils import persistence
 from training import networks_raycond2
-from training.config import next_run_dir
+from training.config import Options, apply_recipe, choose_gpus, next_run_dir, preset_of
 from training.presets import RECIPES
 from training.status import read_stats
 
@@ -160,6 +160,51 @@ def test_metrics_at_snapshots(camera_zip, tmp_path, monkeypatch):
     assert json.loads((folder / "metric-fid8_full.jsonl").read_text().splitlines()[-1])["results"] == trained[-1]["results"]
 
 
+def cached_detector(folder):
+    """Puts a small detector where the published one of FID belongs in that cache; its path."""
+    path = folder / "detectors" / "inception-2015-12-05.pt"
+    path.parent.mkdir(parents=True)
+    return Path(save_detector(path))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_default_metric_where_its_detector_is_at_hand(camera_zip, tmp_path, monkeypatch):
+    """fid50k_full as StyleGAN3 has it; without a detector a line, and neither a download nor the end of a run."""
+    monkeypatch.setattr("metrics.detectors.open_url", lambda *_, **__: pytest.fail("asked the network"))
+    base = [f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2", *SMALL]
+    code, output = run_train(*base, "-n")
+    said, = [line for line in output.splitlines() if "fid50k_full" in line]
+    assert code == 0 and options_of(output)["metrics"] == []
+    for part in ["skipped", "no inception detector", "calc_metrics.py prepare", "--detector=inception=FILE", str(tmp_path / "cache")]:
+        assert part in said
+    given = save_detector(tmp_path / "tiny.pt")
+    for option in (f"--detector={given}", f"--detector=inception={given}"):
+        code, output = run_train(*base, option, "-n")
+        assert code == 0 and options_of(output)["metrics"] == ["fid50k_full"] and "--metrics=fid50k_full is the default" in output
+    refused(*base, "--detector=absent.pt", says=["absent.pt", "no such file"])
+
+    path = cached_detector(tmp_path / "cache")
+    code, output = run_train(*base, "-n", "--samples=12")
+    assert code == 0 and options_of(output)["metrics"] == ["fid12_full"]
+    for value in ("none", ""):
+        code, output = run_train(*base, "-n", f"--metrics={value}")
+        assert code == 0 and options_of(output)["metrics"] == [] and "fid50k" not in output
+    path.write_bytes(path.read_bytes()[:2000])                  # not the file that was first seen
+    code, output = run_train(*base, "-n")
+    assert code == 0 and options_of(output)["metrics"] == [] and "skipped" in output and str(path) in output
+    code, output = run_train(*base, "--cfg=raycond2-tiny", "-n")
+    assert code == 0 and options_of(output)["metrics"] == [] and "a small preset: without --aug there is no augmentation, without --metrics no metric" in output
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_default_metric_is_computed_at_snapshots(camera_zip, tmp_path):
+    cached_detector(tmp_path / "cache")
+    code, output = run_train(f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.008", "--tick=0.008", "--samples=8", *SMALL)
+    assert code == 0, output
+    folder, = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "metric-fid8_full.jsonl").read_text().splitlines()[-1])["results"]["fid8_full"] > 0
+
+
 def offline(url, **_):
     raise UserError(f"cannot download {url}")
 
@@ -215,13 +260,95 @@ def test_the_readmes_command_means_what_it_says(camera_zip, tmp_path, monkeypatc
     assert not os.path.exists("training-runs") or not os.listdir("training-runs")
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes(name, camera_zip, monkeypatch):
+# The authors' runs: preset, gamma, GPUs, ticks between snapshots, where they start.
+RUNS = {
+    "raycond2-ffhq":        ("raycond2",   1,   2, 20, "stylegan2-ffhq-512x512.pkl"),
+    "raycond2-ffhq-1024":   ("raycond2",   1,   2, 20, "stylegan2-ffhq-1024x1024.pkl"),
+    "raycond2-afhq":        ("raycond2",   2.5, 2, 40, "stylegan2-afhqcat-512x512.pkl"),
+    "raycond2-cars":        ("raycond2",   0.3, 8, 20, None),
+    "raycond3-t-ffhq":      ("raycond3-t", 10,  2, 20, "stylegan3-t-ffhq-1024x1024.pkl"),
+    "raycond3-t-afhq":      ("raycond3-t", 5,   2, 20, "stylegan3-t-afhqv2-512x512.pkl"),
+    "raycond3-t-cars":      ("raycond3-t", 0.5, 8, 40, None),
+}
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch):
+    """As on such a machine, up to where something would be computed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(train, "check_resume", lambda config, rays_given: [])
-    code, output = run_train("--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "--device=cpu", "-n")
-    assert code == 0 and options_of(output)["loss_kwargs"]["r1_gamma"] == RECIPES[name].gamma
-    code, output = run_train("--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "--device=cpu", "--gamma=7", "-n")
-    assert options_of(output)["loss_kwargs"]["r1_gamma"] == 7
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_recipes(name, camera_zip, eight_gpus):
+    preset, gamma, gpus, snap, network = RUNS[name]
+    base = ["--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "-n"]
+    code, output = run_train(*base)
+    options = options_of(output)
+    resume = None if network is None else f"checkpoints/{network}"
+    assert code == 0 and os.path.basename(options["run_dir"]) == f"00000-{preset}-cameras-gpus{gpus}-batch32-gamma{gamma:g}"
+    assert (options["loss_kwargs"]["r1_gamma"], options["num_gpus"], options["batch_size"], options["resume_pkl"]) == (gamma, gpus, 32, resume)
+    assert options["network_snapshot_ticks"] == options["image_snapshot_ticks"] == snap and options["augment_kwargs"] is None
+    assert options["label_dim"] == 25 and f"--recipe={name} fills --cfg={preset} --gamma={gamma}" in output and f"--gpus={gpus}." in output
+
+    code, output = run_train(*base, "--gamma=7", "--gpus=1", "--snap=3", "--resume=none", "--aug=ada", "--batch=16", "--metrics=none")
+    options = options_of(output)
+    assert code == 0 and (options["loss_kwargs"]["r1_gamma"], options["num_gpus"], options["network_snapshot_ticks"]) == (7, 1, 3)
+    assert options["resume_pkl"] is None and options["ada_kimg"] == 500 and options["batch_size"] == 16
+    assert f"fills --cfg={preset} --cond=1 (the authors had {gpus} GPUs)" in output
+
+
+def test_every_recipe_is_one_of_the_authors():
+    assert RECIPES.keys() == RUNS.keys()
+
+
+@pytest.mark.parametrize("available, asked, gpus", [
+    (1, {}, 1), (2, {}, 2), (3, {}, 2), (7, {}, 4), (8, {}, 8), (16, {}, 8), (8, dict(gpus=3), 3), (8, dict(batch=12), 3), (8, dict(batch=8), 2),
+    (8, dict(batch_gpu=8), 4), (8, dict(mbstd_group=16), 2), (8, dict(batch=7), 1)])
+def test_a_recipe_takes_the_gpus_that_there_are(available, asked, gpus):
+    """The most that the machine has, up to the authors' number, among which the batch divides; one process on a CPU."""
+    options = apply_recipe(Options("x", "y", recipe="raycond2-cars", **asked))
+    assert choose_gpus(options, preset_of(options), available) == gpus
+
+
+def test_a_recipe_on_a_cpu_is_one_process(camera_zip):
+    code, output = run_train("--outdir=x", f"--data={camera_zip}", "--recipe=raycond2-cars", "--device=cpu", "-n")
+    assert code == 0 and options_of(output)["num_gpus"] == 1 and "--gpus=1 (the authors had 8 GPUs)" in output
+
+
+@pytest.mark.parametrize("name", [name for name, row in RUNS.items() if row[-1]])
+def test_a_missing_checkpoint_says_where_it_comes_from(name, camera_zip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = RUNS[name][-1]
+    source = f"nvidia/research/{network[:9]}"
+    refused("--outdir=x", f"--data={camera_zip}", f"--recipe={name}", "--device=cpu", says=[
+        f"--recipe={name}", f"no such file: checkpoints/{network}", source, "--resume=FILE", "--resume=none"])
+    message = refused("--outdir=x", f"--data={camera_zip}", "--cfg=raycond2", f"--resume={network}", "--device=cpu", says=[network, source])
+    assert "--recipe" not in message
+
+
+def test_the_list_of_checkpoints_says_where_each_comes_from():
+    rows = [line for line in (ROOT / "checkpoints" / "checkpoints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert {row[-1] for row in RUNS.values() if row[-1]} <= {row.split()[0] for row in rows}
+    for row in rows:
+        says = legacy.where_from(f"somewhere/{row.split()[0]}")
+        released = row.startswith("raycond") and "heads" not in row
+        for part in ["RayConditioningCheckpoints.zip", "https://ray-cond.github.io"] if released else ["NVIDIA", "NGC"] if row.startswith("style") else ["git"]:
+            assert part in says, row
+    assert legacy.where_from("other.pkl") == legacy.where_from("#") == legacy.where_from("") == ""
+
+
+def test_a_network_of_another_size(camera_zip, tmp_path):
+    """From 32 to 16 px: what both sizes have is copied, and said."""
+    large = write_dataset(tmp_path / "large.zip", camera_labels(16), size=32)
+    base = ["--kimg=0.008", "--gamma=1", *SMALL]
+    assert run_train(f"--outdir={tmp_path / 'large'}", f"--data={large}", "--cfg=stylegan2", "--aug=noaug", *base)[0] == 0
+    network = tmp_path / "large" / "00000-stylegan2-large-gpus1-batch8-gamma1" / "network-snapshot-000000.pkl"
+    code, output = run_train(f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", f"--resume={network}", "-n", *base)
+    assert code == 0 and f"{network} makes images of 32 px, and --data has 16 px: 100% of G's and " in output and "StyleGAN3" not in output
+    code, output = run_train(f"--outdir={tmp_path}", f"--data={large}", "--cfg=raycond2", f"--resume={network}", "-n", *base)
+    assert code == 0 and "makes images of" not in output
 
 
 def test_every_stylegan3_option_is_there():
@@ -233,7 +360,7 @@ def test_every_stylegan3_option_is_there():
 
 def test_options_without_effect_are_named(camera_zip, tmp_path):
     base = [f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "-n", *SMALL]
-    code, output = run_train(*base, "--samples=10", "--target=0.5", "--p=0.1")
+    code, output = run_train(*base, "--aug=noaug", "--samples=10", "--target=0.5", "--p=0.1")
     assert code == 0
     assert "no --metrics: --samples has no effect" in output and "--target=0.5 has no effect" in output and "--p=0.1 has no effect" in output
     code, output = run_train(*base, "--aug=fixed", "--target=0.5")

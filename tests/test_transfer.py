@@ -6,8 +6,8 @@ from helpers import assert_close_rel, load_golden
 
 from dnnlib import UserError
 from torch_utils import misc
-from training import discriminator, networks_raycond2, networks_stylegan2
-from training.transfer import check_match, warm_start
+from training import discriminator, networks_raycond2, networks_stylegan2, networks_stylegan3
+from training.transfer import check_match, describe_sizes, warm_start
 
 SMALL = dict(z_dim=48, w_dim=40, img_resolution=32, img_channels=3, channel_base=768, channel_max=40, num_fp16_res=0)
 
@@ -77,3 +77,21 @@ def test_unconditional_discriminator_gets_a_new_projection():
     report = warm_start(discriminator.Discriminator(c_dim=25, **kwargs), discriminator.Discriminator(c_dim=0, **kwargs), network="D")
     assert set(report.skipped) == {"b4.out.weight", "b4.out.bias"}
     assert all(name.startswith("mapping.") for name in report.new) and report.new
+
+
+def test_a_stylegan3_network_of_another_size_keeps_its_own_filters():
+    """Layers of one name and shape may be laid out for other bands: the weights are copied, the filters are not; and it is said."""
+    torch.manual_seed(4)
+    kwargs = dict(z_dim=16, w_dim=16, img_channels=3, channel_base=1024, channel_max=32, num_fp16_res=0, mapping_kwargs=dict(num_layers=1))
+    large, small = (networks_stylegan3.Generator(c_dim=0, img_resolution=size, **kwargs) for size in (128, 64))
+    before = {name: tensor.clone() for name, tensor in small.named_buffers() if name.endswith("_filter")}
+    source = dict(large.named_buffers())
+    assert any(name in source and source[name].shape == tensor.shape and not torch.equal(source[name], tensor) for name, tensor in before.items())
+    report = warm_start(small, large)
+    for name, tensor in small.named_buffers():
+        assert name not in before or torch.equal(tensor, before[name]), name
+    assert any(name.endswith("up_filter") for name in report.skipped) and report.copied
+    said, = describe_sizes([report], 128, 64, "a.pkl")
+    assert said.startswith("a.pkl makes images of 128 px, and --data has 64 px") and "StyleGAN3's layers are laid out for one size" in said
+    same = warm_start(networks_stylegan3.Generator(c_dim=0, img_resolution=64, **kwargs), small)
+    assert not same.skipped and not same.new and describe_sizes([same], 64, 64, "a.pkl") == []

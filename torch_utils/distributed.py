@@ -31,6 +31,11 @@ def choose_device(name: str, gpus: int = 1) -> str:
     return name
 
 
+def count_devices(name: str) -> int:
+    """How many processes of that kind of device ('cuda' or 'cpu') the machine has a device for: its GPUs, or its one CPU."""
+    return torch.cuda.device_count() if name == "cuda" else 1
+
+
 def init(rank: int, world_size: int, device: torch.device, init_method: str | None = None, timeout_s: float = 1800) -> None:
     """Joins `world_size` processes: NCCL for tensors on CUDA devices, gloo for others. A single process needs no group.
 

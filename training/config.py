@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dnnlib import EasyDict, UserError
@@ -16,7 +16,8 @@ from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATI
 
 # What may change without making it another training: how it is computed, how long, what is written, where the data lie.
 FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmark", "checkpoint_activations", "total_kimg", "kimg_per_tick",
-        "image_snapshot_ticks", "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint")
+        "image_snapshot_ticks", "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint", "aug")
+FILLED = ("cfg", "gamma", "resume", "batch", "aug", "cond", "snap")     # by a recipe
 FREE_OF_DATA = ("path", "max_size")      # of training_set_kwargs: a cluster may copy the data to another place for each job
 
 
@@ -28,7 +29,7 @@ class Options:
     data: str
     cfg: str | None             = None
     recipe: str | None          = None
-    gpus: int                   = 1
+    gpus: int | None            = None
     batch: int | None           = None
     gamma: float | str | None   = None
     cond: bool | None           = None
@@ -50,14 +51,14 @@ class Options:
     map_depth: int | None       = None
     mbstd_group: int            = 4
     desc: str | None            = None
-    metrics: tuple[str, ...]    = ()
+    metrics: tuple[str, ...] | None = None
     samples: int | None         = None
     detector: tuple[str, ...]   = ()
     pose_regressor: str | None  = None
     embedding: str | None       = None
     kimg: float | None          = None
     tick: float                 = 4
-    snap: int                   = 100
+    snap: int | None            = None
     keep: int | None            = None
     seed: int                   = 0
     fp32: bool                  = False
@@ -89,14 +90,33 @@ class Plan:
 
 
 def apply_recipe(options: Options) -> Options:
-    """Fills what the recipe knows and the user left open."""
+    """The options with what the recipe knows and the user left open; --gpus is for `choose_gpus`. --resume=none: no network to start from."""
+    if options.recipe is not None:
+        row = lookup(RECIPES, options.recipe, "--recipe")
+        options = replace(options, **{name: getattr(row, name) for name in FILLED if getattr(options, name) is None})
+    return replace(options, resume=None) if options.resume == "none" else options
+
+
+def choose_gpus(options: Options, preset: Preset, available: int) -> int:
+    """How many processes: --gpus; else as many as the recipe's authors had, as far as the machine has them and the batch divides among them."""
+    if options.gpus is not None or options.recipe is None:
+        return options.gpus or 1
+    batch = preset.batch if options.batch is None else options.batch
+    shares = {gpus: batch // gpus for gpus in range(1, min(RECIPES[options.recipe].gpus, available) + 1) if batch % gpus == 0}
+    fitting = [gpus for gpus, share in shares.items() if share % (options.batch_gpu or share) == 0
+               and (options.batch_gpu or share) % options.mbstd_group == 0]
+    return max(fitting, default=1)
+
+
+def describe_recipe(asked: Options, options: Options) -> list[str]:
+    """What the recipe has filled in, for the notes of a run."""
     if options.recipe is None:
-        return options
-    row = lookup(RECIPES, options.recipe, "--recipe")
-    for name in ("cfg", "gamma", "resume", "batch", "aug", "cond"):
-        if getattr(options, name) is None:
-            setattr(options, name, getattr(row, name))
-    return options
+        return []
+    filled = [f"--{name}={int(value) if isinstance(value, bool) else value}" for name in (*FILLED, "gpus")
+              if getattr(asked, name) is None and (value := getattr(options, name)) is not None]
+    authors = RECIPES[options.recipe].gpus
+    gpus = f" (the authors had {authors} GPUs)" if options.gpus != authors else ""
+    return [f"--recipe={options.recipe} fills {' '.join(filled)}{gpus}." if filled else f"--recipe={options.recipe}: every option of it was given."]
 
 
 def preset_of(options: Options) -> Preset:
@@ -119,6 +139,8 @@ def wants_labels(options: Options, preset: Preset) -> bool:
 def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     """The whole run. Raises UserError for what cannot be."""
     notes: list[str] = []
+    if options.gpus is None:
+        options = replace(options, gpus=1)
     _check_data(options, preset, data, notes)
     batch, batch_gpu = _check_batch(options, preset)
     gamma = _gamma(options, data.resolution, batch, notes)
@@ -137,7 +159,8 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
         config.loss_kwargs.update(blur_init_sigma=preset.blur_init_sigma, blur_fade_kimg=batch * 200 / 32)
-    config.update(_augmentation(options, data, warm_start, notes))
+    config.aug = options.aug or preset.aug
+    config.update(_augmentation(options, config.aug, data, warm_start, notes))
     config.resume_pkl, config.ray_init, config.resume_state = options.resume, options.ray_init, None
     if warm_start:
         config.ema_rampup = None
@@ -150,10 +173,10 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
         config.data_loader_kwargs.update(prefetch_factor=2, persistent_workers=True)
         if sys.platform == "linux":      # a spawned worker whose process dies while it starts would live on for ever
             config.data_loader_kwargs["multiprocessing_context"] = "fork"
-    config.metrics, config.metric_kwargs = list(options.metrics), {}
+    config.metrics, config.metric_kwargs = list(preset.metrics if options.metrics is None else options.metrics), {}
     config.total_kimg = preset.default_kimg if options.kimg is None else options.kimg
     config.kimg_per_tick = options.tick
-    config.image_snapshot_ticks = config.network_snapshot_ticks = options.snap
+    config.image_snapshot_ticks = config.network_snapshot_ticks = 100 if options.snap is None else options.snap
     config.cudnn_benchmark = not options.nobench
     config.checkpoint_activations = options.checkpoint_activations
     config.allow_tf32 = False
@@ -171,6 +194,8 @@ def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[st
         got = f"{data.label_dim} numbers per label" if data.label_dim else "no labels"
         raise UserError(f"--data: {got}, but --cfg={options.cfg} needs camera labels of 25 numbers (cam2world 4x4, intrinsics 3x3, both row by row) "
                         "in dataset.json; see docs/conventions.md, or use --cfg=stylegan2")
+    if (preset.aug == "noaug" and options.aug is None) or (not preset.metrics and options.metrics is None):
+        notes.append(f"--cfg={options.cfg} is a small preset: without --aug there is no augmentation, without --metrics no metric.")
     if preset.rays and options.cond is None:
         notes.append("Labels of 25 numbers are cameras: --cond=1 is implied.")
     dcond = dcond_of(options, preset)
@@ -205,9 +230,8 @@ def _gamma(options: Options, resolution: int, batch: int, notes: list[str]) -> f
     return float(options.gamma)
 
 
-def _augmentation(options: Options, data: DataInfo, warm_start: bool, notes: list[str]) -> dict[str, Any]:
+def _augmentation(options: Options, aug: str, data: DataInfo, warm_start: bool, notes: list[str]) -> dict[str, Any]:
     """The part of the configuration that training.ada builds on."""
-    aug = options.aug or "noaug"
     if aug == "noaug":
         if options.augpipe is not None:
             raise UserError(f"--augpipe={options.augpipe}: there is no augmentation; add --aug=ada or --aug=fixed, or leave --augpipe out")
@@ -218,6 +242,8 @@ def _augmentation(options: Options, data: DataInfo, warm_start: bool, notes: lis
         return dict(augment_kwargs=None, augment_p=0.0)
     transforms = _transforms(options.augpipe or ("color" if data.has_camera_labels else "bgc"), data.has_camera_labels)
     config = dict(augment_kwargs=dict(class_name="training.augment.AugmentPipe", **dict.fromkeys(transforms, 1)))
+    if data.has_camera_labels and options.augpipe is None:
+        notes.append(f"--aug={aug} changes colours only, since the labels are cameras, which a moved image would not fit; --aug=noaug turns it off.")
     if aug == "fixed":
         if options.target is not None:
             notes.append(f"--aug=fixed does not adapt: --target={options.target:g} has no effect.")

@@ -24,6 +24,8 @@ class Preset:
     glr: float                  = 0.002
     dlr: float                  = 0.002
     batch: int                  = 32
+    aug: str                    = "ada"                 # StyleGAN3's defaults of --aug ...
+    metrics: tuple[str, ...]    = ("fid50k_full",)      # ... and --metrics, the latter where its detector is at hand
     dcond: str                  = "pose"                # how D learns the camera
     synthesis_kwargs: tuple     = ()                    # further (name, value) pairs for the generator
     style_mixing_prob: float    = 0.0
@@ -58,30 +60,32 @@ PRESETS: Mapping[str, Preset] = {
     "raycond3-r":       replace(_RAYCOND3, **_ROTATION),
     # For two CPU cores at 32 px: the demo and the shipped heads. In so short a run D learns the camera from rays, not from the label alone.
     "raycond2-tiny":    replace(_RAYCOND2, z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, dcond="both",
-                                default_kimg=100),
+                                aug="noaug", metrics=(), default_kimg=100),
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run of the authors: all at batch 32, without augmentation, with camera labels."""
+    """A training run of the authors: all at batch 32, without augmentation, with camera labels, and the default metrics."""
 
     cfg: str
     gamma: float
-    resume: str | None = None
+    gpus: int                                           # what the authors had; see config.choose_gpus
+    snap: int                                           # ticks
+    resume: str | None = None                           # checkpoints/checkpoints.txt says where these come from
     batch: int = 32
     aug: str = "noaug"
     cond: bool = True
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "raycond2-ffhq":        Recipe("raycond2", gamma=1, resume="checkpoints/stylegan2-ffhq-512x512.pkl"),
-    "raycond2-ffhq-1024":   Recipe("raycond2", gamma=1),
-    "raycond2-afhq":        Recipe("raycond2", gamma=2.5),
-    "raycond2-cars":        Recipe("raycond2", gamma=0.3),
-    "raycond3-t-ffhq":      Recipe("raycond3-t", gamma=10),
-    "raycond3-t-afhq":      Recipe("raycond3-t", gamma=5),
-    "raycond3-t-cars":      Recipe("raycond3-t", gamma=0.5),
+    "raycond2-ffhq":        Recipe("raycond2",   gamma=1,   gpus=2, snap=20, resume="checkpoints/stylegan2-ffhq-512x512.pkl"),
+    "raycond2-ffhq-1024":   Recipe("raycond2",   gamma=1,   gpus=2, snap=20, resume="checkpoints/stylegan2-ffhq-1024x1024.pkl"),
+    "raycond2-afhq":        Recipe("raycond2",   gamma=2.5, gpus=2, snap=40, resume="checkpoints/stylegan2-afhqcat-512x512.pkl"),
+    "raycond2-cars":        Recipe("raycond2",   gamma=0.3, gpus=8, snap=20),
+    "raycond3-t-ffhq":      Recipe("raycond3-t", gamma=10,  gpus=2, snap=20, resume="checkpoints/stylegan3-t-ffhq-1024x1024.pkl"),
+    "raycond3-t-afhq":      Recipe("raycond3-t", gamma=5,   gpus=2, snap=20, resume="checkpoints/stylegan3-t-afhqv2-512x512.pkl"),
+    "raycond3-t-cars":      Recipe("raycond3-t", gamma=0.5, gpus=8, snap=40),
 }
 
 # What `--augpipe` names: groups of transforms, and the sums of groups that StyleGAN2-ADA tried. Each with the multiplier 1.

@@ -16,6 +16,7 @@ from torch_utils import misc
 from training.ray_conditioning import RayConditioning
 
 RAY_CHANNELS = RayConditioning.num_channels
+DESIGNED = (".up_filter", ".down_filter")               # StyleGAN3 computes these for one image size; the same shape may hold another filter
 
 
 @dataclass
@@ -26,7 +27,7 @@ class TransferReport:
     copied: list[str] = field(default_factory=list)     # same name, same shape
     widened: list[str] = field(default_factory=list)    # grown by the ray channels
     new: list[str] = field(default_factory=list)        # the source has no such name
-    skipped: list[str] = field(default_factory=list)    # the source's shape does not fit
+    skipped: list[str] = field(default_factory=list)    # the source's does not fit
     unused: list[str] = field(default_factory=list)     # of the source
     matched_share: float = 0.0                          # copied or widened share of the target's parameters, by element
 
@@ -55,10 +56,13 @@ def compare(target: torch.nn.Module, source: torch.nn.Module, network: str = "G"
     have = dict(misc.named_params_and_buffers(source))
     report = TransferReport(network)
     parameters = {name for name, _ in target.named_parameters()}
+    other_size = getattr(source, "img_resolution", None) != getattr(target, "img_resolution", None)
     total = matched = 0
     for name, tensor in misc.named_params_and_buffers(target):
         if name not in have:
             kind = "new"
+        elif other_size and name.endswith(DESIGNED):
+            kind = "skipped"
         elif have[name].shape == tensor.shape:
             kind = "copied"
         else:
@@ -112,3 +116,13 @@ def check_match(reports: list[TransferReport], source: str) -> None:
             examples = ", ".join((report.skipped or report.new)[:3])
             raise UserError(f"--resume={source}: only {report.matched_share:.0%} of the parameters of {report.network} match (not: {examples}, ...); "
                             "resume from a network of the same resolution and channels (--cfg, --cbase, --cmax, --map-depth), or leave --resume out")
+
+
+def describe_sizes(reports: list[TransferReport], have: int, want: int, source: str) -> list[str]:
+    """What to say where the source makes images of `have` px and the target of `want`."""
+    if have == want:
+        return []
+    shares = " and ".join(f"{report.matched_share:.0%} of {report.network}'s" for report in reports if report.network in "GD")
+    layouts = " StyleGAN3's layers are laid out for one size, so that its images are lost" if reports[0].matched_share < 0.9 else ""
+    advice = f"{layouts}: better take data of {have} px, or a network of {want} px." if layouts else ""
+    return [f"{source} makes images of {have} px, and --data has {want} px: {shares} parameters fit, the rest begins anew.{advice}"]
