@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dnnlib.util import UserError, make_cache_dir_path
+from dnnlib.util import UserError, is_url, make_cache_dir_path, open_url
 from metrics.scene_ids import read_scene_ids, shows_scenes_again
 from metrics.small_network import METADATA
 from metrics.stats_cache import data_hash
@@ -31,6 +33,10 @@ class Kind:
     @property
     def flag(self) -> str:
         return self.option or f"--detector={self.name}"
+
+    def call(self, use: str | dict) -> dict:
+        """Keywords of the call: of a named use, or given."""
+        return self.uses[use] if isinstance(use, str) else use
 
     @property
     def with_article(self) -> str:
@@ -85,3 +91,25 @@ KINDS = {kind.name: kind for kind in [
     _learned("pose_regressor", "--pose-regressor", "metrics.pose_regressor", _pose_remedy, dim=3),
     _learned("embedding", "--embedding", "metrics.scene_embedding", _embedding_remedy),
 ]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Detectors that somebody names by address, as in StyleGAN3.
+
+def stem_of(address: str) -> str:
+    """'https://host/folder/vgg16.pkl' -> 'vgg16'."""
+    return os.path.splitext(address.split("/")[-1])[0]
+
+
+def kind_of(name: str) -> Kind:
+    """The row of that name, or that of NVIDIA's address of such a detector, whose pickles hold the networks of our TorchScript files; else a row for
+    the TorchScript file at that path or address, called as the caller says.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    if (urllib.parse.urlparse(name).hostname or "").endswith(".nvidia.com"):
+        for kind in KINDS.values():
+            if kind.url is not None and stem_of(name).startswith(kind.name):
+                return kind
+    return Kind(name=name, uses={"features": {}}, cached_path=lambda _: open_url(name, return_filename=True) if is_url(name) else name,
+                remedy=lambda _: "give the path or address of a TorchScript file", option="detector_url")

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError, get_obj_by_name, make_cache_dir_path, open_url, open_whole
-from metrics.detector_kinds import KINDS, PUBLISHED, Kind
+from metrics.detector_kinds import KINDS, PUBLISHED, Kind, kind_of
 from metrics.known_files import compare_hash, record_hash, sha256_of
 from metrics.stats_cache import data_hash
 
-__all__ = ["Detector", "KINDS", "Kind", "check", "data_hash", "find", "load", "prepare", "require", "sha256_of"]
+__all__ = ["Detector", "KINDS", "Kind", "check", "data_hash", "find", "kind_of", "load", "prepare", "require", "sha256_of"]
 
 PROBE_SIZE = 64                          # pixels per side of the images that a new detector is tried on
 NO_SCRIPT = (RuntimeError, ValueError, OSError, EOFError)       # what torch.jit.load raises about files that it cannot read
@@ -39,11 +39,11 @@ class Detector:
         self.sha256 = sha256_of(path)
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor, use: str = "features") -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, use: str | dict = "features") -> torch.Tensor:
         """images: [N, 1 or 3, H, W] in 0 .. 255, any dtype. Returns float32 [N, D]."""
         images = images.to(self.device, torch.float32)
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        return self.module(images, **self.kind.uses[use]).to(torch.float32)
+        return self.module(images, **self.kind.call(use)).to(torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def find(name: str, use: str, given: dict[str, str], files: tuple[str, ...] = ()
 
     Raises UserError, one line, where there is none; whether a given file works is for `check` to say.
     """
-    kind = KINDS[name]
+    kind = kind_of(name)
     if name in given:
         return given[name]
     if files and kind.option is None:
@@ -94,7 +94,7 @@ def _suitable(kind: Kind, use: str, files: tuple[str, ...], dataset_kwargs: dict
 
 def load(name: str, path: str, device: torch.device | str) -> Detector:
     """The detector in that file. Raises UserError, one line, where it holds none, or is not what it was when first seen."""
-    kind = KINDS[name]
+    kind = kind_of(name)
     flag = f"{kind.flag}={path}"
     _refuse_other_files(flag, path)
     known = compare_hash(path)
@@ -217,4 +217,4 @@ def _write(path: str, write: Any) -> None:
 
 
 def _is_cached(path: str) -> bool:
-    return os.path.abspath(path).startswith(os.path.abspath(make_cache_dir_path()) + os.sep)
+    return os.path.abspath(path).startswith(os.path.abspath(make_cache_dir_path("detectors")) + os.sep)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from metrics import detectors, stats_cache
+from dnnlib.util import open_whole
+from metrics import stats_cache
+from metrics.detector_kinds import stem_of
 from metrics.options import MetricOptions
 from metrics.reading import BATCH, read_chunks
 from metrics.samples import broadcast_object, gather_rows, generated_images, iterate_samples, passes, sum_over_ranks
@@ -20,6 +22,7 @@ class FeatureStats:
 
     capture_all:        bool = False
     capture_mean_cov:   bool = False
+    max_items:          int | None = None               # rows beyond these are left out; None: all count
     count:              int = 0                         # rows appended
     total:              np.ndarray | None = None        # their sum [D], float64; None before the first
     outer:              np.ndarray | None = None        # the sum of their outer products [D, D], float64
@@ -29,6 +32,8 @@ class FeatureStats:
         """features: [B, D]."""
         rows = features.detach().cpu().numpy() if isinstance(features, torch.Tensor) else np.asarray(features)
         assert rows.ndim == 2, rows.shape
+        if self.max_items is not None:
+            rows = rows[: max(self.max_items - self.count, 0)]
         self.count += len(rows)
         if self.capture_all:
             self.rows.append(rows.astype(np.float32))
@@ -36,6 +41,29 @@ class FeatureStats:
             rows = rows.astype(np.float64)
             self.total = rows.sum(axis=0) + (0 if self.total is None else self.total)
             self.outer = rows.T @ rows + (0 if self.outer is None else self.outer)
+
+    def append_torch(self, x: torch.Tensor, num_gpus: int = 1, rank: int = 0) -> None:
+        """x: [B, D] on each of `num_gpus` ranks; the rows of all of them in turn, the first of each rank first. All ranks call it."""
+        if num_gpus > 1:
+            parts = [torch.empty_like(x) for _ in range(num_gpus)]
+            torch.distributed.all_gather(parts, x.contiguous())
+            x = torch.stack(parts, dim=1).flatten(0, 1)
+        self.append(x)
+
+    def is_full(self) -> bool:
+        return self.max_items is not None and self.count >= self.max_items
+
+    @property
+    def num_items(self) -> int:
+        return self.count
+
+    @property
+    def num_features(self) -> int | None:
+        """D; None before the first row."""
+        return len(self.total) if self.total is not None else self.rows[0].shape[1] if self.rows else None
+
+    def get_all_torch(self) -> torch.Tensor:
+        return torch.from_numpy(self.get_all())
 
     def get_all(self) -> np.ndarray:
         """float32 [N, D], in the order of appending."""
@@ -73,13 +101,26 @@ class FeatureStats:
             self.total, self.outer = total, outer
         self.count = count
 
+    def save(self, path: str) -> None:
+        """Whole or not at all. numpy's format, not a pickle."""
+        with open_whole(path) as stream:
+            np.savez(stream, **self.as_arrays())
+
+    @staticmethod
+    def load(path: str) -> FeatureStats:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        stats = FeatureStats(capture_all="rows" in arrays, capture_mean_cov="total" in arrays)
+        stats.take_arrays(arrays)
+        return stats
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 def compute_feature_stats_for_dataset(
     opts:               MetricOptions,
     kind:               str,                            # Of detector, from metrics.detectors.KINDS ...
-    use:                str         = "features",       # ... and what it is used for.
+    use:                str | dict  = "features",       # ... and what it is used for, or the keywords of its call.
     max_items:          int | None  = None,             # Only the first so many items. None: all.
     index:              np.ndarray | None = None,       # Only these items. None: all.
     capture_all:        bool        = False,            # Keep the rows?
@@ -94,7 +135,7 @@ def compute_feature_stats_for_dataset(
     stats = FeatureStats(capture_all, capture_mean_cov)
     path = None
     if opts.cache and not images:
-        path = stats_cache.path_of(opts.dataset_kwargs, dataset.image_shape, detector.sha256, kind, detectors.KINDS[kind].uses[use], items,
+        path = stats_cache.path_of(opts.dataset_kwargs, dataset.image_shape, detector.sha256, stem_of(kind), detector.kind.call(use), items,
                                    capture_all, capture_mean_cov)
     found = path is not None and opts.rank == 0 and stats_cache.read(path, stats)
     if opts.num_gpus > 1:
@@ -119,7 +160,7 @@ def compute_feature_stats_for_dataset(
 def compute_feature_stats_for_generator(
     opts:               MetricOptions,
     kind:               str,
-    use:                str     = "features",
+    use:                str | dict = "features",
     num_gen:            int | None = None,              # None: opts.num_samples.
     capture_all:        bool    = False,
     capture_mean_cov:   bool    = False,

@@ -7,6 +7,7 @@ A name may hold the number of generated images: fid50k_full, fid1k_full, ppl2_we
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import math
 import re
@@ -23,7 +24,7 @@ from dnnlib.util import EasyDict, UserError, closest
 from metrics import detectors
 from metrics.options import MetricOptions
 from metrics.reporting import report_metric
-from metrics.samples import preserve_rng, sum_over_ranks
+from metrics.samples import broadcast_object, preserve_rng, sum_over_ranks
 
 __all__ = ["Metric", "Request", "calc_metric", "check_metrics", "check_reals", "find_metric", "is_valid_metric", "list_valid_metrics", "metrics",
            "parse_metrics", "register_metric", "report_metric"]
@@ -39,7 +40,7 @@ NEEDS = ("generator", "cameras", "stylegan3")
 class Metric:
     """A row of the table."""
 
-    name:           str                                 # {count} stands where the number of images goes.
+    name:           str                                 # {count} stands where the number of images goes, if it has one.
     function:       Callable[[MetricOptions], dict]     # -> results by name: numbers, or text that explains one
     samples:        int                                 # Number of images where the user says none.
     count_optional: bool                = False         # Is the name without a number the one with `samples`?
@@ -70,8 +71,14 @@ class Request:
 _metrics: dict[str, Metric] = {}
 
 
-def register_metric(name: str, **row: Any) -> Callable:
-    """Decorator that adds a row to the table: fields of `Metric`. In the name {count} stands where the number of images goes."""
+def register_metric(name: str | Callable, **row: Any) -> Callable:
+    """Decorator that adds a row to the table: fields of `Metric`. In the name {count} stands where the number of images goes.
+
+    Alone, as StyleGAN3 has it, it registers a function (opts) -> dict under the function's own name; what it looks at is its own affair.
+    """
+    if callable(name):
+        _metrics[name.__name__] = Metric(name.__name__, name, samples=0, minimum=0, reals=False)
+        return name
     assert "{count}" in name, f"{name}: says nowhere how many images"
     assert set(row.get("needs", ())) <= set(NEEDS), row["needs"]
 
@@ -99,7 +106,11 @@ def format_count(count: int) -> str:
 
 def find_metric(name: str, samples: int | None = None) -> Request | None:
     """The row and the number of images that the name stands for, or None. `samples` replaces the number."""
+    if name in metrics():                               # one without a number in its name
+        return Request(_metrics[name], 0)
     for row in metrics().values():
+        if "{count}" not in row.name:
+            continue
         optional = "?" if row.count_optional else ""
         pattern = re.escape(row.name).replace(re.escape("{count}"), rf"([1-9]\d*k?){optional}")
         match = re.fullmatch(pattern, name)
@@ -255,13 +266,13 @@ def calc_metric(metric: str, **kwargs: Any) -> EasyDict:
     request = find_metric(metric)
     assert request is not None, f"{metric!r} is not among {list_valid_metrics()}"
     opts = replace(MetricOptions(**kwargs), metric=request.name, num_samples=request.num_samples, broken=[])
-    if opts.G is not None:
-        assert not opts.G.training, "the generator is in training mode; give G.eval()"
+    if opts.G is not None and opts.G.training:
+        opts.G = copy.deepcopy(opts.G).eval()           # the caller's stays as it is
     start = time.time()
     memo = (request.metric.shared, request.num_samples)
     if request.metric.shared is None or memo not in opts.shared:
         with torch.no_grad(), preserve_rng(opts.device):
-            found = request.metric.function(opts)
+            found = broadcast_object(opts, request.metric.function(opts))
         opts.shared[memo] = _without_broken_numbers(opts, found)
     results = dict(opts.shared[memo])
     seconds = time.time() - start

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import EasyDict, UserError
 from metrics import detectors as detector_files
-from metrics.progress import progress
+from metrics.progress import ProgressMonitor, progress
 from training.dataset import open_stored
 
 MAPPING_KWARGS = ("truncation_psi", "truncation_cutoff")         # of G's arguments those that its mapping takes
@@ -26,7 +26,7 @@ class MetricOptions:
     num_gpus: int                   = 1         # Processes that share the work.
     rank: int                       = 0         # Of this one.
     device: torch.device | str | None = None    # None: CUDA number `rank` where there is some, else the CPU.
-    progress: bool                  = True      # Progress bars on a terminal, a line a minute elsewhere.
+    progress: Any                   = True      # Progress bars on a terminal, a line a minute elsewhere; None or False: neither. Or a ProgressMonitor.
     cache: bool                     = True      # Keep statistics of real images on disk.
     seed: int                       = 0         # All draws derive from it.
     detectors: dict[str, str]       = field(default_factory=dict)       # Kind -> file; kinds that are not in it come from the cache.
@@ -44,8 +44,11 @@ class MetricOptions:
         if self.device is None:
             self.device = torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
         self.device = torch.device(self.device)
+        self.G_kwargs, self.dataset_kwargs = EasyDict(self.G_kwargs), EasyDict(self.dataset_kwargs)
+        if not isinstance(self.progress, ProgressMonitor) or self.rank > 0:
+            self.progress = ProgressMonitor(verbose=bool(self.progress) and self.rank == 0)
         if self.dataset_kwargs.get("max_size") is not None:             # metrics choose for themselves
-            self.dataset_kwargs = dict(self.dataset_kwargs, max_size=None)
+            self.dataset_kwargs.update(max_size=None)
 
     def unmirrored(self) -> MetricOptions:
         """The same with the real images as they are, even where training mirrors them."""
@@ -79,16 +82,16 @@ class MetricOptions:
         """The file of that kind. Raises UserError where there is none."""
         return detector_files.find(kind, use, self.detectors, self.detector_files, self.dataset_kwargs)
 
-    def detector(self, kind: str, use: str = "features") -> detector_files.Detector:
+    def detector(self, kind: str, use: str | dict = "features") -> detector_files.Detector:
         """The network of that kind, loaded once. `use`: for a kind that --detector gives without saying which it is."""
-        key = (kind, self.detector_path(kind, use), str(self.device))
+        key = (kind, self.detector_path(kind, use if isinstance(use, str) else "features"), str(self.device))
         if key not in self.opened:
             self.opened[key] = detector_files.load(kind, key[1], self.device)
         return self.opened[key]
 
     def bar(self, total: int, what: str, unit: str = "img") -> Any:
         """Progress in so many images (or other units); says nothing on ranks other than 0."""
-        return progress(total, f"{self.metric}: {what}" if self.metric else what, unit, shown=self.progress and self.rank == 0)
+        return progress(total, f"{self.metric}: {what}" if self.metric else what, unit, shown=self.progress.verbose, monitor=self.progress)
 
 
 def _in_words_of_metrics(message: str, flag: str) -> str:

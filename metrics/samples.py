@@ -7,6 +7,7 @@ boundaries do not depend on the number of processes, so that n processes make th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class Batch:
     z: torch.Tensor                      # [B, z_dim]
     c: torch.Tensor                      # [B, c_dim], labels of items of the data set
     noise_seed: int                      # of the layer noise
+
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """z [B, z_dim] and c [B, c_dim]: one latent, or one label, stands for all samples."""
+        return tuple(part.expand(len(self.index), -1) if len(part) == 1 else part for part in (self.z, self.c))
 
 
 def rng(seed: int, stream: str, index: int) -> np.random.Generator:
@@ -57,6 +62,16 @@ def iterate(opts: MetricOptions, num_samples: int, stream: str, choose: Callable
         yield Batch(index, z.to(opts.device), c.to(opts.device), noise_seed)
 
 
+def iterate_random_labels(opts: MetricOptions, batch_size: int) -> Iterator[torch.Tensor]:
+    """Without end, labels drawn from the whole data set: [batch_size, c_dim], the same for the same seed; other ones on each rank."""
+    for pass_number in itertools.count(opts.rank, opts.num_gpus):
+        if opts.G.c_dim == 0:
+            yield torch.zeros([batch_size, 0], device=opts.device)
+            continue
+        items = rng(opts.seed, "labels", pass_number).integers(len(opts.dataset()), size=batch_size)
+        yield torch.from_numpy(np.stack([opts.dataset().get_label(int(item)) for item in items])).to(opts.device)
+
+
 def iterate_samples(opts: MetricOptions, num_samples: int, stream: str = "sample") -> Iterator[Batch]:
     """Samples with labels drawn from the whole data set. Another `stream` gives other ones."""
     num_items = len(opts.dataset()) if opts.G.c_dim > 0 else 0
@@ -75,7 +90,7 @@ def generate(opts: MetricOptions, batch: Batch) -> torch.Tensor:
     Reseeds torch's global generators; `preserve_rng` keeps that from the rest of the program.
     """
     torch.manual_seed(batch.noise_seed)
-    images = opts.G(batch.z, batch.c, **opts.G_kwargs)
+    images = opts.G(*batch.inputs(), **opts.G_kwargs)
     return to_uint8(count_broken(opts, images).nan_to_num(nan=-1, posinf=1, neginf=-1))
 
 
@@ -106,7 +121,8 @@ def generated_images(opts: MetricOptions, batches: Iterable[Batch], num_samples:
 
 def _joined(parts: list[tuple[Batch, torch.Tensor]]) -> tuple[Batch, torch.Tensor]:
     batches = [batch for batch, _ in parts]
-    whole = Batch(np.concatenate([batch.index for batch in batches]), torch.cat([batch.z for batch in batches]), torch.cat([batch.c for batch in batches]), -1)
+    z, c = (torch.cat(rows) for rows in zip(*(batch.inputs() for batch in batches)))
+    whole = Batch(np.concatenate([batch.index for batch in batches]), z, c, -1)
     return whole, torch.cat([images for _, images in parts])
 
 

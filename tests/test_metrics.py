@@ -2,16 +2,19 @@
 
 import contextlib
 import functools
+import itertools
 import json
 
 import metric_helpers as nets
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from conftest import camera_labels, write_dataset
 from dataset_helpers import refusal
 from metric_helpers import data, options, value
 
+import dnnlib
 import legacy
 import metrics
 from camera_utils import ray_map
@@ -50,6 +53,117 @@ def test_registering_a_metric(monkeypatch):
 
     result = metric_main.calc_metric("answer3", device="cpu")
     assert result.results == {"answer3": 45, "why": "text is let through"} and result.metric == "answer3" and result.num_gpus == 1
+
+
+# --- metrics written for StyleGAN3
+
+NVIDIA = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/"
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """The table of metrics, as it was afterwards."""
+    monkeypatch.setattr(metric_main, "_metrics", dict(metric_main.metrics()))
+
+
+def frechet(opts, url, kwargs, max_real, num_gen):
+    """As StyleGAN3's scripts compose it."""
+    real = metric_utils.compute_feature_stats_for_dataset(
+        opts=opts, detector_url=url, detector_kwargs=kwargs, rel_lo=0, rel_hi=0, capture_mean_cov=True, max_items=max_real).get_mean_cov()
+    gen = metric_utils.compute_feature_stats_for_generator(
+        opts=opts, detector_url=url, detector_kwargs=kwargs, rel_lo=0, rel_hi=1, capture_mean_cov=True, max_items=num_gen).get_mean_cov()
+    return float(np.square(gen[0] - real[0]).sum() + np.real(scipy.linalg.eigvals(gen[1] @ real[1]) ** 0.5).sum() * -2 + np.trace(gen[1] + real[1]))
+
+
+def test_a_metric_written_for_stylegan3(table, camera_zip, detector, capsys):
+    @metric_main.register_metric
+    def my_fid(opts):
+        opts.dataset_kwargs.update(max_size=None, xflip=False)
+        assert opts.G is G and opts.G_kwargs == dict(truncation_psi=0.5) and opts.dataset_kwargs.path == camera_zip
+        assert (opts.num_gpus, opts.rank, opts.device, opts.cache) == (1, 0, torch.device("cpu"), True)
+        progress = opts.progress.sub(tag="mine", num_items=2000, rel_lo=0.5, rel_hi=1)
+        for i in range(0, 2001, 500):
+            progress.update(i)
+        return dict(my_fid=frechet(opts, NVIDIA + "inception-v3-2015-12-05.pkl", dict(return_features=True), None, 12), rows=torch.tensor(12))
+
+    assert metric_main.is_valid_metric("my_fid") and "my_fid" in metric_main.list_valid_metrics() and my_fid.__name__ == "my_fid"
+    G, asked = nets.raycond2(), []
+    dataset_kwargs = dnnlib.EasyDict(data(camera_zip, max_size=20))
+    common = dict(G=G, G_kwargs=dict(truncation_psi=0.5), dataset_kwargs=dataset_kwargs, num_gpus=1, rank=0, device=torch.device("cpu"),
+                  detectors=dict(inception=detector))
+    result = metric_main.calc_metric(metric="my_fid", progress=metric_utils.ProgressMonitor(progress_fn=lambda *done: asked.append(done)), **common)
+    assert (result.metric, result.num_gpus, result.results.rows) == ("my_fid", 1, 12) and dataset_kwargs.max_size == 20
+    assert result.results.my_fid == pytest.approx(value("fid12_full", progress=False, **common), rel=1e-4)
+    assert asked[0] == (0, 1000) and asked[1:4] == [(500, 1000), (750, 1000), (1000, 1000)] and asked[-1] == (1000, 1000) and len(asked) == 8
+    assert json.loads(metric_main.report_metric(result))["metric"] == "my_fid" and capsys.readouterr().out.count("\n") == 1
+    assert metric_main.check_metrics(["my_fid"], metric_utils.MetricOptions(**common), samples=5)[0].name == "my_fid"
+    assert metric_main.find_metric("my_fid8") is None
+
+
+def test_a_generator_in_training_mode_is_left_as_it_is(camera_zip, detector):
+    G = nets.raycond2()
+    kwargs = options(G, camera_zip, detector)
+    expected = value("is16", **kwargs)
+    assert value("is16", **dict(kwargs, G=G.train())) == expected and G.training
+
+
+def test_detectors_by_address(camera_zip, detector, tmp_path, monkeypatch):
+    """NVIDIA's addresses stand for the published detectors, fetched where they are missing; others for the TorchScript file there; no pickle is opened."""
+    fetched = []
+    monkeypatch.setattr(detectors, "open_url", lambda url, **_: fetched.append(url) or open(detector, "rb"))
+    assert metric_utils.get_feature_detector_name(NVIDIA + "vgg16.pkl") == "vgg16"
+    images = torch.randint(0, 256, [2, 3, 16, 16])
+    expected = torch.jit.load(detector)(images.float(), return_features=True)
+    for url in (NVIDIA + "inception-v3-2015-12-05.pkl", NVIDIA + "vgg16.pkl", detector, f"file://{detector}", NVIDIA + "vgg16.pkl"):
+        network = metric_utils.get_feature_detector(url, device=torch.device("cpu"), num_gpus=1, rank=0, verbose=False)
+        assert torch.equal(network(images.float(), return_features=True), expected)
+    assert [url.rpartition("/")[2] for url in fetched] == ["inception-2015-12-05.pt", "vgg16.pt"]
+    opts = metric_utils.MetricOptions(**dict(options(nets.raycond2(), camera_zip, detector), detectors={}))
+    rows = [metric_utils.compute_feature_stats_for_dataset(opts, url, call, capture_all=True, max_items=5).get_all_torch() for url, call in
+            [("inception", None), ("inception", "features"), (NVIDIA + "inception-v3-2015-12-05.pkl", dict(return_features=True)), (detector, {})]]
+    assert all(torch.equal(other, rows[0]) for other in rows) and rows[0].shape == (5, 16)
+    sums = metric_utils.compute_feature_stats_for_dataset(opts, "inception", dict(no_output_bias=True), capture_all=True, max_items=5).get_all().sum(axis=1)
+    assert sums == pytest.approx(1)                             # probabilities: the keywords reach the network
+    (tmp_path / "mine.pkl").write_bytes(b"\x80\x04N.")
+    assert "pickle" in refusal(lambda: metric_utils.get_feature_detector(str(tmp_path / "mine.pkl")))
+    assert "TorchScript" in refusal(lambda: metric_utils.get_feature_detector(str(tmp_path / "absent.pt")))
+
+
+def test_statistics_of_features(tmp_path):
+    rows = np.random.RandomState(0).randn(10, 3).astype(np.float32)
+    stats = metric_utils.FeatureStats(True, True, 7)
+    assert (stats.num_items, stats.num_features, stats.is_full()) == (0, None, False)
+    stats.append(rows[:4])
+    stats.append_torch(torch.from_numpy(rows[4:]), num_gpus=1, rank=0)
+    stats.append(rows)
+    assert (stats.num_items, stats.num_features, stats.is_full()) == (7, 3, True) and torch.equal(stats.get_all_torch(), torch.from_numpy(rows[:7]))
+    stats.save(tmp_path / "stats.npz")
+    for found in (stats, metric_utils.FeatureStats.load(tmp_path / "stats.npz")):
+        mean, cov = found.get_mean_cov()
+        assert np.allclose(mean, rows[:7].mean(axis=0)) and np.allclose(cov, np.cov(rows[:7], rowvar=False, ddof=0)) and found.num_items == 7
+        assert np.array_equal(found.get_all(), rows[:7])
+
+
+def test_random_labels(camera_zip, detector):
+    opts = metric_utils.MetricOptions(**options(nets.raycond2(), camera_zip, detector))
+    first, second = itertools.islice(metric_utils.iterate_random_labels(opts, batch_size=6), 2)
+    known = {tuple(label) for label in camera_rows(camera_zip)}
+    assert first.shape == (6, 25) and all(tuple(label.tolist()) in known for label in (*first, *second)) and not torch.equal(first, second)
+    assert torch.equal(next(metric_utils.iterate_random_labels(opts, batch_size=6)), first)
+    opts.G = nets.stylegan2()
+    assert next(metric_utils.iterate_random_labels(opts, batch_size=6)).shape == (6, 0)
+
+
+def test_one_latent_and_many_cameras(camera_zip, detector):
+    """A Batch with one latent, or with one camera, stands for as many samples as it has numbers."""
+    opts = metric_utils.MetricOptions(**options(nets.raycond2(), camera_zip, detector))
+    batch = next(metric_utils.iterate_samples(opts, 4))
+    for z, c in [(batch.z[:1], batch.c), (batch.z, batch.c[:1]), (batch.z[:1], batch.c[:1])]:
+        short = metric_utils.Batch(batch.index, z, c, batch.noise_seed)
+        long = metric_utils.Batch(batch.index, z.expand(4, -1), c.expand(4, -1), batch.noise_seed)
+        (joined, images), = metric_utils.generated_images(opts, [short, short], 8, "")
+        assert torch.equal(images, torch.cat(2 * [metric_utils.generate(opts, long)]))
+        assert torch.equal(joined.z, long.z.repeat(2, 1)) and torch.equal(joined.c, long.c.repeat(2, 1))
 
 
 # --- each metric on each kind of network

@@ -86,6 +86,23 @@ def test_a_result_that_cannot_be_kept_is_on_the_screen(tmp_path, capsys):
 
 # --- progress
 
+def test_a_progress_monitor_reports_now_and_then(capsys):
+    told = []
+    monitor = progress.ProgressMonitor("reals", 2500, flush_interval=1000, verbose=True, progress_fn=lambda *args: told.append(args), pfn_lo=100, pfn_hi=200,
+                                       pfn_total=400)
+    for i in range(0, 2501, 250):
+        monitor.update(i)
+    assert told == [(100, 400), (140, 400), (180, 400), (200, 400)]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" items")[0] for line in lines] == ["reals: 1000 of 2500", "reals: 2000 of 2500", "reals: 2500 of 2500"]
+    part = monitor.sub("part", 10, rel_lo=0.5, rel_hi=0.75)
+    part.update(10)
+    assert told[4:] == [(150, 400), (175, 400)]
+    with pytest.raises(AssertionError):
+        part.update(11)
+
+
+
 def test_progress_off_a_terminal_is_a_line_a_minute(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
