@@ -107,7 +107,7 @@ def where_from(path: str) -> str:
         for line in stream:
             name, *columns = re.split(r"\s{2,}", line.strip())
             if name == os.path.basename(path) and columns and not name.startswith("#"):
-                return f"; it comes from {columns[0]}: put it there (checkpoints/checkpoints.txt lists all such files)"
+                return f"; it comes from {columns[0]}; checkpoints/checkpoints.txt says more"
     return ""
 
 

@@ -161,7 +161,7 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
     if earlier is not None and earlier.finished:
         print(f"{earlier.run_dir} has trained for its {config.total_kimg:g} kimg. Train longer with a larger --kimg, or start another run with --new.")
         return
-    if earlier is None and options.resume is None:
+    if earlier is None and asked.resume is None:
         notes += continuing.describe_other(options.outdir, config)
     notes += prepare_start(config, options, earlier)
     notes += check_metrics(config, options, dry_run)

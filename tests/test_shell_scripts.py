@@ -117,6 +117,10 @@ def test_script_asks_for_the_authors_gpus(script):
     assert recipe.resume is None or recipe.resume in text
 
 
+def test_the_readme_shows_how_to_submit():
+    assert "DATA=/path/to/eg3d-ffhq.zip sbatch slurm_scripts/raycond2-ffhq.sh\n" in (ROOT / "README.md").read_text()
+
+
 def test_without_slurm_the_recipe_chooses_the_gpus(tmp_path):
     result = submit(ROOT / "slurm_scripts" / "raycond2-cars.sh", tmp_path, DATA=str(tmp_path))
     assert result.returncode == 0 and "--gpus" not in result.stdout
