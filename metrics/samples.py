@@ -66,7 +66,7 @@ def iterate_random_labels(opts: MetricOptions, batch_size: int) -> Iterator[torc
     """Without end, labels drawn from the whole data set: [batch_size, c_dim], the same for the same seed; other ones on each rank."""
     for pass_number in itertools.count(opts.rank, opts.num_gpus):
         if opts.G.c_dim == 0:
-            yield torch.zeros([batch_size, 0], device=opts.device)
+            yield torch.zeros([batch_size, 0], dtype=torch.float32, device=opts.device)
             continue
         items = rng(opts.seed, "labels", pass_number).integers(len(opts.dataset()), size=batch_size)
         yield torch.from_numpy(np.stack([opts.dataset().get_label(int(item)) for item in items])).to(opts.device)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from metrics import metric_main
+from metrics import metric_main, metric_utils
 from torch_utils import distributed
 from training import networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3
 
@@ -77,10 +77,19 @@ def assert_same_results(found, expected, rel=1e-6):
         assert found[name] == (value if isinstance(value, str) else pytest.approx(value, rel=rel, abs=1e-9)), name
 
 
+def ranks(opts):
+    """A metric written for StyleGAN3: five numbers from two ranks in turn, and who computed it."""
+    stats = metric_utils.FeatureStats(capture_all=True, max_items=5)
+    while not stats.is_full():
+        stats.append_torch(torch.tensor([[float(opts.rank)], [opts.rank + 10.0]]), num_gpus=opts.num_gpus, rank=opts.rank)
+    return dict(digits=float(stats.get_all()[:, 0] @ [1, 100, 1e4, 1e6, 1e8]), rank=opts.rank)
+
+
 def worker(rank, address, kwargs, names, path):
     """One of two processes; the second writes what it got."""
     torch.set_num_threads(1)
     distributed.init(rank, 2, torch.device("cpu"), init_method=address)
+    metric_main.register_metric(ranks)
     results = [dict(metric_main.calc_metric(name, rank=rank, num_gpus=2, **kwargs).results) for name in names]
     if rank == 1:
         with open(path, "w") as stream:

@@ -320,8 +320,10 @@ def test_training_goes_on_as_if_nothing_had_happened(camera_zip, detector):
 def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path):
     names = ["fid10_full", "kid10", "pr103_full", "ppl2_wend10", "eqt10_frac", "is10"]
     kwargs = options(nets.raycond3(), camera_zip32, detector)
-    torch.multiprocessing.spawn(nets.worker, (f"tcp://127.0.0.1:{distributed.free_port()}", kwargs, names, str(tmp_path / "two.json")), nprocs=2)
-    two = json.loads((tmp_path / "two.json").read_text())
+    torch.multiprocessing.spawn(nets.worker, (f"tcp://127.0.0.1:{distributed.free_port()}", kwargs, [*names, "ranks"], str(tmp_path / "two.json")),
+                                nprocs=2)
+    *two, ranks = json.loads((tmp_path / "two.json").read_text())
+    assert ranks == dict(digits=11_10_01_00.0, rank=0)          # rows of both ranks in turn; the result is rank 0's
     kwargs["cache"] = False                                     # else it would take the reals' statistics from the two
     for name, results in zip(names, two):
         nets.assert_same_results(results, metric_main.calc_metric(name, **kwargs).results)
