@@ -310,7 +310,7 @@ def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
     targets = dict(G=G, D=D, G_ema=G)
     reports = [compare(targets[name], source, name) for name, source in sources.items() if source is not None]
     check_match(reports, config.resume_pkl)
-    return notes + describe_sizes(reports, sources["G"].img_resolution, config.img_resolution, config.resume_pkl)
+    return notes + describe_sizes(reports, getattr(sources["G"], "img_resolution", config.img_resolution), config.img_resolution, config.resume_pkl)
 
 
 def read_dataset(options: cfg.Options, preset: object) -> tuple[object, cfg.DataInfo]:
