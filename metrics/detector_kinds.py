@@ -111,5 +111,5 @@ def kind_of(name: str) -> Kind:
         for kind in KINDS.values():
             if kind.url is not None and stem_of(name).startswith(kind.name):
                 return kind
-    return Kind(name=name, uses={"features": {}}, cached_path=lambda _: open_url(name, return_filename=True) if is_url(name) else name,
+    return Kind(name=name, uses={"features": {}}, cached_path=lambda _: open_url(name, return_filename=True) if is_url(name, allow_file_urls=True) else name,
                 remedy=lambda _: "give the path or address of a TorchScript file", option="detector_url")
