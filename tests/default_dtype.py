@@ -3,6 +3,7 @@
 import hashlib
 import io
 import sys
+from pathlib import Path
 
 import torch
 
@@ -85,5 +86,8 @@ for family, layers in ((networks_raycond2, {}), (networks_raycond3, dict(num_lay
         D.requires_grad_(module is D)
         loss.accumulate_gradients(phase, real, c, z, c, gain=1, cur_nimg=100)
         show(phase, *(p.grad for p in module.parameters() if p.grad is not None))
+for name in ("raycond2", "tf_stylegan2"):
+    stored = legacy.load_network_pkl(Path(__file__).parent / "data" / "pickles" / f"{name}.pkl")["G_ema"]
+    show(name, *stored.state_dict().values())
 torch.manual_seed(0)
 show("detector", SmallNetwork(32, 8).eval()(real))
