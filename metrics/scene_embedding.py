@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, run_program
 from metrics.directions import angles_deg
 from metrics.pose_regressor import viewing_directions
 from metrics.scene_ids import read_scene_ids, shows_scenes_again
@@ -165,4 +165,4 @@ def main(data: str, dest: str, **options: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
