@@ -182,7 +182,8 @@ def main(ctx: click.Context, network: str | None, images: str | None, metrics: l
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     snapshots, run_dir = find_snapshots(network) if network is not None else ([], None)
     if plot and run_dir is None:
-        raise UserError(f"--plot: draws the metrics of a run's snapshots, and --network={network} lies in no run folder; give one")
+        raise UserError(f"--plot: draws the metrics of a run's snapshots, and --network={network} lies in no run "
+                        "folder; give one")
     if metrics:
         from metrics.evaluation import detector_options
         from torch_utils import distributed, signals

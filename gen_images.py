@@ -96,7 +96,8 @@ def parse_vector(ctx: Any, param: Any, text: str) -> tuple[float, float]:
 
 def said(name: str, value: object) -> str:
     """An option as the user gave it: --yaw=-0.4,0."""
-    return f"--{name.replace('_', '-')}={','.join(f'{number:g}' for number in value) if isinstance(value, list) else value}"
+    value = ",".join(f"{number:g}" for number in value) if isinstance(value, list) else value
+    return f"--{name.replace('_', '-')}={value}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,8 +111,10 @@ def choose_cameras(yaw: list[float] | None, pitch: list[float] | None, cameras: 
     """
     if camera_file is not None:
         if yaw is not None or pitch is not None or cameras is not None:
-            others = " ".join(said(name, value) for name, value in dict(yaw=yaw, pitch=pitch, cameras=cameras).items() if value is not None)
-            raise UserError(f"--camera-file={camera_file}: excludes {others}, since both describe cameras; give one or the other")
+            angles = dict(yaw=yaw, pitch=pitch, cameras=cameras)
+            others = " ".join(said(name, value) for name, value in angles.items() if value is not None)
+            raise UserError(f"--camera-file={camera_file}: excludes {others}, since both describe cameras; give one "
+                            "or the other")
         with naming("--camera-file", camera_file):
             return camera_utils.load_camera_file(camera_file)
     if cameras is not None:

@@ -234,7 +234,8 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
             data = dict(dict.fromkeys(KEYS), **kept, G_ema=generator_of(data, source))
     for key in NETWORKS:
         if data[key] is not None and not persistence.is_persistent(data[key]):
-            raise UserError(f"--source={source}: its {key} is a network of another project ({type(data[key]).__name__}); without its code no file can hold it")
+            raise UserError(f"--source={source}: its {key} is a network of another project "
+                            f"({type(data[key]).__name__}); without its code no file can hold it")
     data.update({key: value for key, value in (("licence", licence), ("origin", origin)) if value is not None})
     try:
         writer(data, dest)

@@ -147,8 +147,8 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: object) -> None:
     """Train a GAN from scratch or from an existing network.
 
-    The same command again continues where the last one ended. SIGTERM, SIGUSR1, SIGHUP (unless ignored, as under nohup) and a closed pipe (| head) save the
-    state and leave with exit code 75, Ctrl-C with 130.
+    The same command again continues where the last one ended. SIGTERM, SIGUSR1, SIGHUP (unless ignored, as under
+    nohup) and a closed pipe (| head) save the state and leave with exit code 75, Ctrl-C with 130.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
     kwargs["resume"] = None if kwargs["resume"] == "auto" else kwargs["resume"]
@@ -206,7 +206,8 @@ def train(config: dnnlib.EasyDict, plan_text: str) -> None:
         try:
             stopped_by = distributed.launch(run_process, config.num_gpus, config.device, dict(config), state)
         except signals.Interrupted as error:
-            say_end(config.run_dir, error.args[0], f"stopped while nothing was under way. The same command begins or continues {config.run_dir}.")
+            say_end(config.run_dir, error.args[0], "stopped while nothing was under way. The same command begins "
+                                                   f"or continues {config.run_dir}.")
             sys.exit(128 + error.args[0])
         if stopped_by:
             say_end(config.run_dir, stopped_by, f"the state was saved in {config.run_dir}. The same command continues.")
@@ -228,7 +229,9 @@ def find_earlier(options: cfg.Options, preset: Any, info: cfg.DataInfo, plan: cf
 
 
 def logged(run_dir: str | None) -> dnnlib.util.Logger:
-    """Within, what is printed goes into the run's log.txt, too (None: does not), and where its reader has gone the training ends as it does by a signal."""
+    """Within, what is printed goes into the run's log.txt, too (None: does not), and where its reader has gone the
+    training ends as it does by a signal.
+    """
     from torch_utils import signals
     path = None if run_dir is None else os.path.join(run_dir, "log.txt")
     return dnnlib.util.Logger(path, file_mode="a", reader_gone=lambda: signals.StopRequest.ask(signals.BROKEN_PIPE))
@@ -239,7 +242,8 @@ def say_end(run_dir: str, number: int, what: str) -> None:
     from torch_utils import signals
     gone = number == signals.BROKEN_PIPE
     with logged(run_dir):
-        print(f"{'The reader of the output has gone' if gone else signal.Signals(number).name}: {what}", file=sys.stderr if gone else sys.stdout)
+        why = "The reader of the output has gone" if gone else signal.Signals(number).name
+        print(f"{why}: {what}", file=sys.stderr if gone else sys.stdout)
 
 
 def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any, dry_run: bool) -> list[str]:
@@ -289,7 +293,8 @@ def make_run_dir(outdir: str, desc: str) -> str:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"--outdir={outdir}: cannot make {run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
+            raise UserError(f"--outdir={outdir}: cannot make {run_dir}: {error.strerror or error}; choose a folder "
+                            "that you may write to") from error
 
 
 def write_options(config: dnnlib.EasyDict) -> None:
@@ -298,13 +303,14 @@ def write_options(config: dnnlib.EasyDict) -> None:
         cfg.save_options(config)
         logged(config.run_dir).close()
     except OSError as error:
-        raise UserError(f"--outdir={os.path.dirname(config.run_dir)}: cannot write into {config.run_dir}: {error.strerror or error}; choose a folder that "
+        raise UserError(f"--outdir={os.path.dirname(config.run_dir)}: cannot write into {config.run_dir}: "
+                        f"{error.strerror or error}; choose a folder that "
                         "you may write to") from error
 
 
 def check_metrics(config: dnnlib.EasyDict, options: cfg.Options, dry_run: bool) -> list[str]:
-    """Before anything is written: can the metrics be computed? Fetches their detectors (a dry run names them); puts their full names into the
-    configuration. Returns what to say.
+    """Before anything is written: can the metrics be computed? Fetches their detectors (a dry run names them); puts
+    their full names into the configuration. Returns what to say.
     """
     skipped = []
     if options.metrics is None and config.metrics:
@@ -319,8 +325,10 @@ def check_metrics(config: dnnlib.EasyDict, options: cfg.Options, dry_run: bool) 
     config.metric_kwargs = metrics.detector_options(options.detector, options.pose_regressor, options.embedding)
     G, _ = meta_networks(config)
     absent: list[str] | None = [] if dry_run else None
-    config.metrics = metrics.prepare(config.metrics, config.training_set_kwargs, G, samples=options.samples, absent=absent, **config.metric_kwargs)
-    return [f"-n downloads nothing: the run fetches the detector{'s' if len(absent) > 1 else ''} {', '.join(absent)} first."] if absent else []
+    config.metrics = metrics.prepare(config.metrics, config.training_set_kwargs, G, samples=options.samples, absent=absent,
+                                     **config.metric_kwargs)
+    return [f"-n downloads nothing: the run fetches the detector{'s' if len(absent) > 1 else ''} "
+            f"{', '.join(absent)} first."] if absent else []
 
 
 def check_default_metrics(config: dnnlib.EasyDict, options: cfg.Options) -> list[str]:

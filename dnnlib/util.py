@@ -187,7 +187,8 @@ def _downloaded(folder: str, digest: str) -> list[str]:
 def is_at_hand(url: str) -> bool:
     """Would open_url read that path or address from this machine?"""
     digest = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
-    return urllib.parse.urlparse(url).scheme not in ("http", "https") or bool(_downloaded(make_cache_dir_path("downloads"), digest))
+    is_local = urllib.parse.urlparse(url).scheme not in ("http", "https")
+    return is_local or bool(_downloaded(make_cache_dir_path("downloads"), digest))
 
 
 @contextlib.contextmanager
@@ -248,7 +249,9 @@ EXIT_BROKEN_PIPE = 141                   # as shells have it for programs that S
 
 
 def run_program(command: click.Command) -> NoReturn:
-    """Runs the command as this program. Where the reader of its output goes away (`| head`), it ends quietly, with EXIT_BROKEN_PIPE."""
+    """Runs the command as this program. Where the reader of its output goes away (`| head`), it ends quietly, with
+    EXIT_BROKEN_PIPE.
+    """
     code, stdout = 0, sys.stdout
     try:
         command.main()
@@ -284,16 +287,18 @@ def silence(stream: Any) -> None:
 class Logger:
     """While open, copies all that is printed (stdout; with `should_flush` at once) and all errors into a file as well.
 
-    `reader_gone` is called where the reader of stdout or stderr has gone (`| head`); the file goes on. None: that is a BrokenPipeError. With it, a
-    terminal that has gone is no error either.
+    `reader_gone` is called where the reader of stdout or stderr has gone (`| head`); the file goes on. None: that is
+    a BrokenPipeError. With it, a terminal that has gone is no error either.
     """
 
-    def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True, reader_gone: Callable[[], None] | None = None):
+    def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True,
+                 reader_gone: Callable[[], None] | None = None):
         self.file = open(file_name, file_mode, encoding="utf-8") if file_name is not None else None
         self.should_flush = should_flush
         self.reader_gone = reader_gone
         self._saved = (sys.stdout, sys.stderr)
-        sys.stdout, sys.stderr = (_Tee(self, stream or open(os.devnull, "w", encoding="utf-8")) for stream in self._saved)
+        sys.stdout, sys.stderr = (_Tee(self, stream or open(os.devnull, "w", encoding="utf-8"))
+                                  for stream in self._saved)
 
     def __enter__(self) -> Logger:
         return self
@@ -385,20 +390,24 @@ def _split(seconds: int | float) -> tuple[int, int, int, int]:
 # The machine.
 
 def usable_cores() -> int:
-    """How many cores this process may keep busy: those that it is bound to, and no more than its control group's quota of time."""
+    """How many cores this process may keep busy: those that it is bound to, and no more than its control group's
+    quota of time.
+    """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(bound, _cpu_quota())))
 
 
 # Quota and period of control groups, version 2 and 1.
-CPU_QUOTA_FILES = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+CPU_QUOTA_FILES = (("/sys/fs/cgroup/cpu.max",),
+                   ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
 
 def _cpu_quota() -> float:
     """Cores' worth of time that the control group grants; infinity where nothing limits it."""
     for files in CPU_QUOTA_FILES:
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):       # 'max' and -1 mean that there is no limit
-            quota, period = (float(number) for file in files for number in Path(file).read_text(encoding="ascii").split())
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):       # 'max' and -1: there is no limit
+            texts = [Path(file).read_text(encoding="ascii") for file in files]
+            quota, period = (float(number) for text in texts for number in text.split())
             if quota > 0:
                 return quota / period
     return math.inf

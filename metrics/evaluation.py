@@ -37,8 +37,10 @@ def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, samp
             absent: list[str] | None = None, **options: Any) -> list[str]:
     """For training, before the first step: can all these metrics be computed? Fetches published detectors that are missing, if `fetch`.
 
-    G: the generator, on any device; the meta device will do. samples: number of images for all metrics; None: as their names say. absent: a list to which
-    the kinds of missing detectors are added, rather than fetched. options: further fields of MetricOptions (those of `detector_options`).
+    G: the generator, on any device; the meta device will do. samples: number of images for all metrics; None: as
+    their names say. absent: a list to which
+    the kinds of missing detectors are added, rather than fetched. options: further fields of MetricOptions (those of
+    `detector_options`).
     Returns the full names. Raises UserError, one line: a name that does not exist, a metric that does not fit the network or the data, a detector that
     is missing or wrong. For one process.
     """

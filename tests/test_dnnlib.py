@@ -251,7 +251,8 @@ def test_logger_without_a_screen(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bound, files, cores", [
-    (8, [], 8), (8, ["max 100000"], 8), (8, ["250000 100000"], 2), (8, ["50000 100000"], 1), (2, ["400000 100000"], 2), (8, ["-1", "100000"], 8),
+    (8, [], 8), (8, ["max 100000"], 8), (8, ["250000 100000"], 2), (8, ["50000 100000"], 1),
+    (2, ["400000 100000"], 2), (8, ["-1", "100000"], 8),
     (8, ["300000", "100000"], 3), (8, ["?"], 8)])
 def test_usable_cores(bound, files, cores, tmp_path, monkeypatch):
     """What the process is bound to, and the quota of its control group."""

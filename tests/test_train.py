@@ -224,7 +224,9 @@ def test_batches_of_any_legal_size_train(cfg, sizes, camera_zip, tmp_path):
 
 
 def test_snapshots_within_one_kimg_have_names_of_their_own(finished):
-    """The first is called as ever; names sort in the order of training, and everything that looks for snapshots finds them."""
+    """The first is called as ever; names sort in the order of training, and everything that looks for snapshots
+    finds them.
+    """
     folder, _ = finished
     numbers = ["000000", "000000_024", "000000_040", "000000_048"]
     for kind, end in [("network-snapshot-", ".pkl"), ("fakes", ".png"), ("views", ".png")]:

@@ -28,7 +28,8 @@ def choose_device(name: str, gpus: int = 1) -> str:
     if name == "cuda" and gpus > available:
         raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
     if name == "cpu" and gpus > 4 * usable_cores():
-        raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {usable_cores()} cores for them; lower --gpus")
+        raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {usable_cores()} cores for "
+                        "them; lower --gpus")
     return name
 
 
@@ -51,7 +52,8 @@ def launch(function: Callable[..., Any], num_processes: int, device: str, *args:
     """function(rank, device, *args) in this process, or in `num_processes` new ones that know of one another. Returns what rank 0 does.
 
     device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. It, the arguments and the result are pickled for new
-    processes. A UserError in any of them is raised here. SIGTERM, SIGUSR1, SIGHUP (unless it is ignored) and the first SIGINT go on to all of them;
+    processes. A UserError in any of them is raised here. SIGTERM, SIGUSR1, SIGHUP (unless it is ignored) and the
+    first SIGINT go on to all of them;
     Interrupted where that ends them because the function has not begun to handle signals.
     """
     if num_processes == 1:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))     # to save and leave
+# Requests to save and leave.
+REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 HANG_UP = getattr(signal, "SIGHUP", None)               # the terminal has gone; `nohup` starts programs that ignore it
-BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)            # the number that stands for it; Python makes an exception of the signal itself
+BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)            # the number that stands for it; Python raises an exception instead
 SAME_PRESS_S = 0.5                       # a terminal and a parent process may both deliver one Ctrl-C
 
 
@@ -24,8 +25,8 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def handled(handlers: Mapping[int, Callable[[int, Any], None]]) -> Iterator[None]:
-    """Within, signals go to these handlers; SIGHUP does not where the program was told to ignore it. Does nothing outside of the main thread, which
-    alone gets signals.
+    """Within, signals go to these handlers; SIGHUP does not where the program was told to ignore it. Does nothing
+    outside of the main thread, which alone gets signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -51,8 +52,8 @@ class StopRequest:
             while not stop.number:
                 step()
 
-    `number` is the signal's, 0 before there is one. A second Ctrl-C is a KeyboardInterrupt. `asked` is a number from `ask`: such a wish waits for the end
-    of a step, as one process of several may have it alone.
+    `number` is the signal's, 0 before there is one. A second Ctrl-C is a KeyboardInterrupt. `asked` is a number from
+    `ask`: such a wish waits for the end of a step, as one process of several may have it alone.
     """
 
     _current: StopRequest | None = None  # the innermost one of this process
@@ -75,7 +76,9 @@ class StopRequest:
 
     @staticmethod
     def ask(number: int) -> None:
-        """Asks this process's loop to stop, the next one if there is none yet, for the reason that this signal stands for."""
+        """Asks this process's loop to stop, the next one if there is none yet, for the reason that this signal
+        stands for.
+        """
         if StopRequest._current is None:
             StopRequest._early = number
         else:
@@ -110,7 +113,9 @@ class StopRequest:
 
 
 def start_resource_tracker() -> None:
-    """Starts the process with which `multiprocessing` cleans up, so that requests to the whole group of processes do not end it before the others."""
+    """Starts the process with which `multiprocessing` cleans up, so that requests to the whole group of processes do
+    not end it before the others.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         return
     from multiprocessing import resource_tracker

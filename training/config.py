@@ -191,17 +191,20 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
 
 def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[str]) -> None:
     if data.resolution < 8:
-        raise UserError(f"--data={options.data}: images of {data.resolution} px; the networks need 8 px or more: resize them first")
+        raise UserError(f"--data={options.data}: images of {data.resolution} px; the networks need 8 px or more: "
+                        "resize them first")
     if preset.rays and not data.has_camera_labels:
         got = f"{data.label_dim} numbers per label" if data.label_dim else "no labels"
-        raise UserError(f"--data={options.data}: {got}, but --cfg={options.cfg} needs camera labels of 25 numbers (cam2world 4x4, intrinsics 3x3, "
+        raise UserError(f"--data={options.data}: {got}, but --cfg={options.cfg} needs camera labels of 25 numbers "
+                        "(cam2world 4x4, intrinsics 3x3, "
                         "both row by row) in dataset.json; see docs/conventions.md, or use --cfg=stylegan2")
     if (preset.aug == "noaug" and options.aug is None) or (not preset.metrics and options.metrics is None):
         notes.append(f"--cfg={options.cfg} is a small preset: without --aug there is no augmentation, without --metrics no metric.")
     if preset.rays and options.cond is None:
         notes.append("Labels of 25 numbers are cameras: --cond=1 is implied.")
     if options.cbase is not None and options.cbase < data.resolution:
-        raise UserError(f"--cbase={options.cbase}: layers of {data.resolution} px would have {options.cbase} / {data.resolution} channels; "
+        raise UserError(f"--cbase={options.cbase}: layers of {data.resolution} px would have {options.cbase} / "
+                        f"{data.resolution} channels; "
                         f"choose {data.resolution} or more")
     dcond = dcond_of(options, preset)
     if dcond != "pose" and not data.has_camera_labels:
@@ -213,24 +216,31 @@ def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[st
 def _check_batch(options: Options, preset: Preset) -> tuple[int, int]:
     """Images per step, and per process and pass."""
     batch = preset.batch if options.batch is None else options.batch
-    given = f"--batch={batch}" + (" (the default)" if options.batch is None else "") + (f" --gpus={options.gpus}" if options.gpus > 1 else "")
+    given = f"--batch={batch}" + (" (the default)" if options.batch is None else "")
+    given += f" --gpus={options.gpus}" if options.gpus > 1 else ""
     if batch % options.gpus != 0:
-        raise UserError(f"{given}: {batch} images do not divide among {options.gpus} processes; choose a multiple of {options.gpus}")
+        raise UserError(f"{given}: {batch} images do not divide among {options.gpus} processes; choose a multiple "
+                        f"of {options.gpus}")
     per_process = batch // options.gpus
     batch_gpu = per_process if options.batch_gpu is None else options.batch_gpu
     if per_process % batch_gpu != 0:
-        raise UserError(f"--batch-gpu={batch_gpu} {given}: {per_process} images per process and step do not divide into passes of {batch_gpu}; "
+        raise UserError(f"--batch-gpu={batch_gpu} {given}: {per_process} images per process and step do not divide "
+                        f"into passes of {batch_gpu}; "
                         f"choose a divisor of {per_process}")
     if batch_gpu % options.mbstd_group != 0:
         given = given if options.batch_gpu is None else f"--batch-gpu={batch_gpu}"
-        raise UserError(f"--mbstd-group={options.mbstd_group} {given}: {batch_gpu} image{'s' if batch_gpu > 1 else ''} per process and pass do not divide into "
-                        f"groups of {options.mbstd_group}; {f'choose a divisor of {batch_gpu}' if batch_gpu > 1 else 'use --mbstd-group=1'}, or another "
+        raise UserError(f"--mbstd-group={options.mbstd_group} {given}: {batch_gpu} "
+                        f"image{'s' if batch_gpu > 1 else ''} per process and pass do not divide into "
+                        f"groups of {options.mbstd_group}; "
+                        f"{f'choose a divisor of {batch_gpu}' if batch_gpu > 1 else 'use --mbstd-group=1'}, or another "
                         "--batch or --batch-gpu")
     return batch, batch_gpu
 
 
 def default_workers(processes: int) -> int:
-    """Reading processes for each of so many training processes: as in StyleGAN3, but together no more than there are cores."""
+    """Reading processes for each of so many training processes: as in StyleGAN3, but together no more than there are
+    cores.
+    """
     return min(MOST_WORKERS, usable_cores() // processes)
 
 

@@ -54,12 +54,15 @@ def find_run(outdir: str, config: EasyDict) -> Earlier | None:
 
 
 def describe_other(outdir: str, config: EasyDict, rays_given: bool, make_networks: Networks) -> list[str]:
-    """What to say of a new run where an earlier one below `outdir` could go on with this configuration: people change an option and expect it to."""
+    """What to say of a new run where an earlier one below `outdir` could go on with this configuration: people
+    change an option and expect it to.
+    """
     for run_dir, old in _runs(outdir):
         if _could_go_on(run_dir, old, config, rays_given, make_networks):
             changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in FREE]
             more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
-            return [f"Begins a new run. An earlier one, {run_dir}, is another training ({'; '.join(changes[:MOST_CHANGES])}{more}): to go on from its state "
+            return [f"Begins a new run. An earlier one, {run_dir}, is another training "
+                    f"({'; '.join(changes[:MOST_CHANGES])}{more}): to go on from its state "
                     f"with this command's options, add --resume={run_dir}."]
     return []
 
@@ -71,7 +74,8 @@ def _could_go_on(run_dir: str, old: EasyDict, config: EasyDict, rays_given: bool
     trial = copy.deepcopy(config)
     try:
         branch_off(trial, run_dir, rays_given)
-        return check_state(trial.resume_state, make_networks(trial), trial.resume_state)["status"]["cur_nimg"] < config.total_kimg * 1000
+        state = check_state(trial.resume_state, make_networks(trial), trial.resume_state)
+        return state["status"]["cur_nimg"] < config.total_kimg * 1000
     except UserError:
         return False
 
@@ -80,11 +84,14 @@ def _what_fits(config: EasyDict) -> list[Any]:
     """What two runs have in common where one could go on from the other."""
     path = config.get("training_set_kwargs", {}).get("path", "")
     name = os.path.splitext(os.path.basename(os.path.normpath(path)))[0]
-    return [name, *(config.get(key) for key in SHAPES), *(config.get(network, {}).get("class_name") for network in ("G_kwargs", "D_kwargs"))]
+    classes = [config.get(network, {}).get("class_name") for network in ("G_kwargs", "D_kwargs")]
+    return [name, *(config.get(key) for key in SHAPES), *classes]
 
 
 def check_state(path: str, networks: tuple[Any, Any], what: str) -> dict[str, Any]:
-    """The state, its tensors left on the disk. UserError, about `what`, where G and D, which may live on the meta device, cannot take what it holds."""
+    """The state, its tensors left on the disk. UserError, about `what`, where G and D, which may live on the meta
+    device, cannot take what it holds.
+    """
     state = training_state.load(path, mmap=True)
     G, D = networks
     with training_state.understood(what):
@@ -120,7 +127,8 @@ def branch_off(config: EasyDict, path: str, rays_given: bool) -> list[str]:
     for key in SHAPES:
         if old[key] != config[key]:
             data = f"--data={config.training_set_kwargs['path']}"
-            raise UserError(f"--resume={path}: its {key} is {old[key]}, that of {data} is {config[key]}; a state continues the same networks only: "
+            raise UserError(f"--resume={path}: its {key} is {old[key]}, that of {data} is {config[key]}; a state "
+                            "continues the same networks only: "
                             "use such data, or start from weights with --resume=network-snapshot-*.pkl")
     for network in ("G_kwargs", "D_kwargs"):
         before, now = old[network].get("rays"), config[network].get("rays")

@@ -39,7 +39,7 @@ class Status:
         self.total_nimg = total_kimg * 1000
         self.nimg_per_tick = kimg_per_tick * 1000
         self.cur_nimg, self.tick, self._tick_nimg = state["cur_nimg"], state["tick"], state["tick_nimg"]
-        self._snapshot_nimg = state.get("snapshot_nimg")                # of the last network snapshot; None: there is none, or an older version's state
+        self._snapshot_nimg = state.get("snapshot_nimg")        # None: there is none, or the state of an older version
         self.collector = training_stats.Collector(regex=".*")
         if "reported" in state:
             training_stats.set_state(state["reported"])
@@ -57,8 +57,9 @@ class Status:
     def get_state(self) -> dict[str, Any]:
         """Counters and statistics. All ranks must call it."""
         now = time.time()
-        return dict(cur_nimg=self.cur_nimg, tick=self.tick, tick_nimg=self._tick_nimg, snapshot_nimg=self._snapshot_nimg, seconds=now - self._start,
-                    tick_seconds=now - self._tick_start, reported=training_stats.get_state(), collector=self.collector.get_state())
+        return dict(cur_nimg=self.cur_nimg, tick=self.tick, tick_nimg=self._tick_nimg, snapshot_nimg=self._snapshot_nimg,
+                    seconds=now - self._start, tick_seconds=now - self._tick_start,
+                    reported=training_stats.get_state(), collector=self.collector.get_state())
 
     @property
     def tick_ended(self) -> bool:
@@ -71,9 +72,12 @@ class Status:
 
     @property
     def number(self) -> str:
-        """What files of this moment are called by: NNNNNN for whole kimg, NNNNNN_III with the images beyond where the last snapshot has that name."""
+        """What files of this moment are called by: NNNNNN for whole kimg, NNNNNN_III with the images beyond where
+        the last snapshot has that name.
+        """
         kimg, images = divmod(self.cur_nimg, 1000)
-        taken = self._snapshot_nimg is not None and self._snapshot_nimg < self.cur_nimg and self._snapshot_nimg // 1000 == kimg
+        last = self._snapshot_nimg
+        taken = last is not None and last < self.cur_nimg and last // 1000 == kimg
         return f"{kimg:06d}_{images:03d}" if taken else f"{kimg:06d}"
 
     def advance(self) -> None:

@@ -107,7 +107,8 @@ class Maintenance:
     def save_state(self) -> None:
         state = training_state.capture(self.progress)
         if distributed.get_rank() == 0:
-            training_state.save(state, training_state.path_of(self.config.run_dir, self.progress.status.number), self.config)
+            path = training_state.path_of(self.config.run_dir, self.progress.status.number)
+            training_state.save(state, path, self.config)
             training_state.prune(self.config.run_dir, self.config.get("keep"))
         distributed.barrier()
 

@@ -1,4 +1,5 @@
-"""training-state-NNNNNN.pt (NNNNNN_III.pt, see Status.number): all that the next step depends on, so that a run goes on as if it had never stopped.
+"""training-state-NNNNNN.pt (NNNNNN_III.pt, see Status.number): all that the next step depends on, so that a run goes
+on as if it had never stopped.
 
 The networks' tensors, the optimisers, what ADA has counted, the mean of path lengths, counters, and the generators of random numbers of
 every rank. The position in the data and all draws of a step follow from the counters (training.randomness).
@@ -274,10 +275,13 @@ def prune(run_dir: str, keep: int | None) -> None:
 
 
 def images_of(name: str) -> int | None:
-    """How many images a network or state that is called so had seen; of a whole-kimg name the kimg count. None: the name does not say."""
+    """How many images a network or state that is called so had seen; of a whole-kimg name the kimg count. None: the
+    name does not say.
+    """
     match = re.search(r"-(\d+)(?:_(\d{3}))?\.\w+$", name)
     return None if match is None else int(match[1]) * 1000 + int(match[2] or 0)
 
 
 def _numbered(run_dir: str, pattern: str) -> list[str]:
-    return sorted((path for path in glob.glob(os.path.join(glob.escape(run_dir), pattern)) if images_of(path) is not None), key=images_of)
+    paths = glob.glob(os.path.join(glob.escape(run_dir), pattern))
+    return sorted((path for path in paths if images_of(path) is not None), key=images_of)
