@@ -165,6 +165,17 @@ def test_wherever_a_png_says_so(tmp_path, case, filler):
     np.testing.assert_array_equal(data[0][0], PHOTO.transpose(2, 0, 1))
 
 
+def test_metadata_of_any_length(tmp_path):
+    """As with a thumbnail in them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for length in (0, 3000, 4000, 4100, 5000, 32000, 33000, 60000):
+        exif[0x9286] = "x" * length
+        for kind in ("png", "jpeg", "webp"):
+            data = ImageFolderDataset(write(tmp_path / f"{length}{kind}.zip", {f"0.{kind}": encode(pixels(0, 8, 16, 3), kind, exif=exif)}))
+            assert data.image_shape == [3, 16, 8] and data[0][0].shape == (3, 16, 8) and "1 of 1" in data.notes[0], (length, kind)
+
+
 def test_broken_metadata_do_not_matter(tmp_path):
     png = with_chunk(encode(PHOTO), b"eXIf", b"nonsense", b"IDAT")
     jpeg = encode(PHOTO, "jpeg", exif=b"Exif\0\0nonsense")

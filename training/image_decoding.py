@@ -71,11 +71,12 @@ def parse_header(data: bytes) -> ImageHeader:
     Metadata behind the pixels of a square PNG are not looked for: they change no size.
     """
     stored = parse_png_header(data)
-    if stored is not None and not _has_metadata(data):
-        kinds = {kind for kind, _, _ in _png_chunks(data)}
-        if b"IEND" in kinds or (b"IDAT" in kinds and stored.width == stored.height):
+    if stored is not None:
+        kinds, described = {kind for kind, _, _ in _png_chunks(data)}, _has_metadata(data)
+        if not described and (b"IEND" in kinds or (b"IDAT" in kinds and stored.width == stored.height)):
             return stored
-        raise ValueError(f"cut short after {len(data)} bytes")
+        if b"IEND" not in kinds:         # Pillow would overlook metadata that are cut short
+            raise ValueError(f"cut short after {len(data)} bytes")
     with PIL.Image.open(io.BytesIO(data)) as image:
         turn = _turn_of(image)
         kind = "16-bit grey" if image.mode.startswith("I;16") else PIL_KINDS.get(image.mode, image.mode)
