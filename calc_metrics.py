@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from dnnlib import UserError, cli
+from dnnlib.util import naming, run_program
 
 EXAMPLES = """Examples:
 
@@ -90,8 +91,9 @@ def load(snapshot: str, verbose: bool) -> tuple[Any, dict | None]:
     import legacy
     if verbose:
         print(f"Loading {snapshot} ...")
-    networks = legacy.load_network_pkl(snapshot)
-    return legacy.generator_of(networks, snapshot), networks["training_set_kwargs"]
+    with naming("--network", snapshot):
+        networks = legacy.load_network_pkl(snapshot)
+        return legacy.generator_of(networks, snapshot), networks["training_set_kwargs"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,13 +176,13 @@ def main(ctx: click.Context, network: str | None, images: str | None, metrics: l
         return
     if (network is None) == (images is None):
         raise UserError("--network, --images: give one of them, a network to judge or a folder of images" if network is None
-                        else f"--images={images}: excludes --network; give one of them")
+                        else f"--images={images}: excludes --network={network}; give one of them")
     if not metrics and not plot:
         metrics = ["fid50k_full"]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     snapshots, run_dir = find_snapshots(network) if network is not None else ([], None)
     if plot and run_dir is None:
-        raise UserError("--plot: draws the metrics of a run's snapshots; give a run folder as --network")
+        raise UserError(f"--plot: draws the metrics of a run's snapshots, and --network={network} lies in no run folder; give one")
     if metrics:
         from metrics.evaluation import detector_options
         from torch_utils import distributed, signals
@@ -226,4 +228,4 @@ def prepare(metrics: list[str], data: str | None, device: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 import camera_utils
 import legacy
 from dnnlib import UserError, cli
+from dnnlib.util import naming, run_program
 from torch_utils import memory
 from torch_utils.distributed import choose_device
 from training.image_grid import save_image, save_image_grid
@@ -93,6 +94,11 @@ def parse_vector(ctx: Any, param: Any, text: str) -> tuple[float, float]:
     return numbers[0], numbers[1]
 
 
+def said(name: str, value: object) -> str:
+    """An option as the user gave it: --yaw=-0.4,0."""
+    return f"--{name.replace('_', '-')}={','.join(f'{number:g}' for number in value) if isinstance(value, list) else value}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Labels.
 
@@ -104,8 +110,10 @@ def choose_cameras(yaw: list[float] | None, pitch: list[float] | None, cameras: 
     """
     if camera_file is not None:
         if yaw is not None or pitch is not None or cameras is not None:
-            raise UserError(f"--camera-file={camera_file}: excludes --yaw, --pitch and --cameras, which describe cameras too; give one or the other")
-        return camera_utils.load_camera_file(camera_file)
+            others = " ".join(said(name, value) for name, value in dict(yaw=yaw, pitch=pitch, cameras=cameras).items() if value is not None)
+            raise UserError(f"--camera-file={camera_file}: excludes {others}, since both describe cameras; give one or the other")
+        with naming("--camera-file", camera_file):
+            return camera_utils.load_camera_file(camera_file)
     if cameras is not None:
         try:
             row = camera_utils.dataset_cameras(cameras)
@@ -134,13 +142,13 @@ def warn_of_other_cameras(row: camera_utils.DatasetCameras, stats: dict | None) 
 
 def choose_labels(G: torch.nn.Module, class_idx: int | None, camera_options: dict[str, Any], stats: dict | None) -> torch.Tensor:
     """The labels [views, c_dim] under which each latent is shown: cameras, one class, or a single empty label."""
-    given = [f"--{name.replace('_', '-')}" for name, value in camera_options.items() if value is not None]
+    given = [said(name, value) for name, value in camera_options.items() if value is not None]
     sees_rays = hasattr(G, "rays")
     if class_idx is not None:
         if G.c_dim == 0 or sees_rays:
             raise UserError(f"--class={class_idx}: the network knows {'cameras' if sees_rays else 'no classes'}; leave the option out")
         if given:
-            raise UserError(f"{given[0]}: excludes --class, since a label is either a camera or a class")
+            raise UserError(f"{given[0]}: excludes --class={class_idx}, since a label is either a camera or a class")
         if class_idx >= G.c_dim:
             raise UserError(f"--class={class_idx}: the network has {G.c_dim} classes, counted from 0")
         return torch.nn.functional.one_hot(torch.tensor([class_idx], dtype=torch.int64), G.c_dim).float()
@@ -216,9 +224,10 @@ def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: i
     print(f"Loading {network} ...")
     if trust:
         legacy.warn_of_trust(network)
-    networks = legacy.load_network_pkl(network, trust=trust)
-    G = legacy.generator_of(networks, network).to(target)
-    labels = choose_labels(G, class_idx, camera_options, networks["camera_stats"])
+    with naming("--network", network):
+        networks = legacy.load_network_pkl(network, trust=trust)
+        G = legacy.generator_of(networks, network).to(target)
+        labels = choose_labels(G, class_idx, camera_options, networks["camera_stats"])
     move_image(G, translate, rotate)
     try:
         os.makedirs(outdir, exist_ok=True)
@@ -256,4 +265,4 @@ def parse_vec2(s: str | tuple[float, float]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -22,6 +22,7 @@ import torch
 
 import dnnlib
 from dnnlib import UserError, cli
+from dnnlib.util import naming, run_program
 from torch_utils import persistence, released_format, safe_pickle, sharing, tensorflow_format
 
 NETWORKS = ("G", "D", "G_ema")
@@ -225,13 +226,15 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
         raise UserError(f"--dest={dest}: there is no folder {folder}; create it first")
     if trust:
         warn_of_trust(source)
-    data = load_network_pkl(source, force_fp16, trust)
+    with naming("--source", source):
+        data = load_network_pkl(source, force_fp16, trust)
     if (what or ("G_ema" if writer is sharing.save else "all")) == "G_ema":
         kept = {key: data[key] for key in ("camera_stats", *sharing.NOTES) if key in data}   # not where the training data were
-        data = dict(dict.fromkeys(KEYS), **kept, G_ema=generator_of(data, source))
+        with naming("--source", source):
+            data = dict(dict.fromkeys(KEYS), **kept, G_ema=generator_of(data, source))
     for key in NETWORKS:
         if data[key] is not None and not persistence.is_persistent(data[key]):
-            raise UserError(f"{source}: its {key} is a network of another project ({type(data[key]).__name__}); without its code no file can hold it")
+            raise UserError(f"--source={source}: its {key} is a network of another project ({type(data[key]).__name__}); without its code no file can hold it")
     data.update({key: value for key, value in (("licence", licence), ("origin", origin)) if value is not None})
     try:
         writer(data, dest)
@@ -244,4 +247,4 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -14,11 +15,12 @@ import click
 
 import dnnlib
 from dnnlib import UserError, cli
+from dnnlib.util import naming, run_program
 from training import config as cfg
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS, RECIPES
 
 EXIT_SAVED = 75                          # EX_TEMPFAIL of sysexits.h: asked to stop, state saved, run the same command again
-EXIT_CODES = {"SIGINT": 130}             # as shells have it
+EXIT_CODES = {signal.SIGINT: 130}        # as shells have it
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 EXAMPLES = """\b
@@ -68,8 +70,18 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None)
     return None if value is None else () if value.lower() in ("", "none") else tuple(value.split(","))
 
 
+class Number(click.FloatRange):
+    """A FloatRange of finite numbers."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
 POSITIVE = click.IntRange(min=1)
-RATE = click.FloatRange(min=0, min_open=True)
+ABOVE_ZERO = Number(min=0, min_open=True)
 
 
 @click.command(cls=cli.Command, epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
@@ -102,13 +114,13 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
               type=click.Choice(["strict", "off"]), default="strict")
 # Hyperparameters.
-@click.option("--p",            help="Probability for --aug=fixed  [default: 0.2]; where --aug=ada starts  [default: 0]", type=click.FloatRange(0, 1))
-@click.option("--target",       help="Mean sign of D on real images that --aug=ada holds  [default: 0.6]", type=click.FloatRange(0, 1))
+@click.option("--p",            help="Probability for --aug=fixed  [default: 0.2]; where --aug=ada starts  [default: 0]", type=Number(0, 1))
+@click.option("--target",       help="Mean sign of D on real images that --aug=ada holds  [default: 0.6]", type=Number(0, 1))
 @click.option("--batch-gpu",    help="Images per process and pass; fewer need less memory  [default: batch / gpus]", type=POSITIVE)
 @click.option("--cbase",        help="Channels at resolution r are this / r ...", type=POSITIVE)
 @click.option("--cmax",         help="... but at most this", type=POSITIVE)
-@click.option("--glr",          help="Learning rate of G  [default: as the preset]", type=RATE)
-@click.option("--dlr",          help="Learning rate of D  [default: as the preset]", type=RATE)
+@click.option("--glr",          help="Learning rate of G  [default: as the preset]", type=ABOVE_ZERO)
+@click.option("--dlr",          help="Learning rate of D  [default: as the preset]", type=ABOVE_ZERO)
 @click.option("--map-depth",    help="Layers of the mapping network  [default: as the preset]", type=POSITIVE)
 @click.option("--mbstd-group",  help="Group size of minibatch standard deviation", type=POSITIVE, default=4)
 # The rest.
@@ -120,8 +132,8 @@ RATE = click.FloatRange(min=0, min_open=True)
               metavar="[KIND=]FILE", multiple=True)
 @click.option("--pose-regressor", help="For the metric pose_error, from `python -m metrics.pose_regressor`", metavar="FILE", type=cli.PATH)
 @click.option("--embedding",    help="For the metric view_consistency: TorchScript, images -> features", metavar="FILE", type=cli.PATH)
-@click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=click.FloatRange(min=0, min_open=True))
-@click.option("--tick",         help="Thousands of images between status lines", type=click.FloatRange(min=0, min_open=True), default=4)
+@click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=ABOVE_ZERO)
+@click.option("--tick",         help="Thousands of images between status lines", type=ABOVE_ZERO, default=4)
 @click.option("--snap",         help="Ticks between snapshots  [default: 100]", type=POSITIVE)
 @click.option("--keep",         help="Remove all but the last N network snapshots and training states  [default: all snapshots, 2 states]",
               metavar="N", type=POSITIVE)
@@ -131,13 +143,14 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--nobench",      help="No search for the fastest cuDNN algorithms", type=bool, default=False, metavar="BOOL")
 @click.option("--checkpoint-activations", help="Compute features again in the backward pass instead of keeping them: less memory, more time",
               type=bool, default=False, metavar="BOOL")
-@click.option("--workers",      help="Processes that read images, per GPU", type=click.IntRange(min=0), default=3)
+@click.option("--workers",      help="Processes that read images, per GPU  [default: 3, or as many as there are cores for]", type=click.IntRange(min=0))
 @click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 @click.option("-n", "--dry-run", help="Print the options and stop", is_flag=True)
 def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: object) -> None:
     """Train a GAN from scratch or from an existing network.
 
-    The same command again continues where the last one ended. SIGTERM and SIGUSR1 save the state and leave with exit code 75, Ctrl-C with 130.
+    The same command again continues where the last one ended. SIGTERM, SIGUSR1, SIGHUP (unless ignored, as under nohup) and a closed pipe (| head) save the
+    state and leave with exit code 75, Ctrl-C with 130.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # before torch: its threads would spin while others need the core
     kwargs["resume"] = None if kwargs["resume"] == "auto" else kwargs["resume"]
@@ -149,7 +162,8 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
     device = distributed.choose_device(device, options.gpus or 1)
     options.gpus = cfg.choose_gpus(options, preset, distributed.count_devices(device))
 
-    dataset, info = read_dataset(options, preset)
+    with naming("--data", options.data):
+        dataset, info = read_dataset(options, preset)
     plan = cfg.build_config(options, preset, info)
     earlier = None
     if not new:
@@ -164,12 +178,14 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
         print(f"{earlier.run_dir} has trained for its {config.total_kimg:g} kimg. Train longer with a larger --kimg, or start another run with --new.")
         return
     if earlier is None and asked.resume is None:
-        notes += continuing.describe_other(options.outdir, config)
-    notes += prepare_start(config, options, earlier)
+        notes += continuing.describe_other(options.outdir, config, options.rays is not None, meta_networks)
+    notes += prepare_start(config, options, earlier, dry_run)
     notes += check_metrics(config, options, dry_run)
     if device == "cpu":
         notes.append(f"Training on the CPU in {options.gpus} process{'es' if options.gpus > 1 else ''}.")
     config.run_dir = cfg.next_run_dir(options.outdir, desc) if earlier is None else earlier.run_dir
+    if earlier is None:
+        check_outdir(options.outdir)
     if dry_run:
         print(describe_plan(config, info, notes))
         print("That is the plan (-n): nothing was started.")
@@ -183,21 +199,20 @@ def train(config: dnnlib.EasyDict, plan_text: str) -> None:
     """Runs or continues what is in config.run_dir. Leaves the program where a signal ended it."""
     from torch_utils import distributed, signals
     from training import continuing, training_state
-    print(plan_text)
     with continuing.locked(config.run_dir):
-        write_options(config, plan_text)
+        write_options(config)
+        with logged(config.run_dir):
+            print(plan_text)
         continuing.remove_parts(config.run_dir)
         state, _ = training_state.newest(config.run_dir, set_aside=True)       # again, now that nobody else is writing
         try:
             stopped_by = distributed.launch(run_process, config.num_gpus, config.device, dict(config), state)
         except signals.Interrupted as error:
-            name = signal.Signals(error.args[0]).name
-            print(f"{name}: stopped while nothing was under way. The same command begins or continues {config.run_dir}.")
+            say_end(config.run_dir, error.args[0], f"stopped while nothing was under way. The same command begins or continues {config.run_dir}.")
             sys.exit(128 + error.args[0])
-    if stopped_by:
-        name = signal.Signals(stopped_by).name
-        print(f"{name}: the state was saved in {config.run_dir}. The same command continues.")
-        sys.exit(EXIT_CODES.get(name, EXIT_SAVED))
+        if stopped_by:
+            say_end(config.run_dir, stopped_by, f"the state was saved in {config.run_dir}. The same command continues.")
+            sys.exit(EXIT_CODES.get(stopped_by, EXIT_SAVED))
 
 
 def find_earlier(options: cfg.Options, preset: Any, info: cfg.DataInfo, plan: cfg.Plan) -> tuple[cfg.Plan, Any]:
@@ -214,13 +229,36 @@ def find_earlier(options: cfg.Options, preset: Any, info: cfg.DataInfo, plan: cf
     return plan, earlier
 
 
-def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any) -> list[str]:
+def logged(run_dir: str | None) -> dnnlib.util.Logger:
+    """Within, what is printed goes into the run's log.txt, too (None: does not), and where its reader has gone the training ends as it does by a signal."""
+    from torch_utils import signals
+    path = None if run_dir is None else os.path.join(run_dir, "log.txt")
+    return dnnlib.util.Logger(path, file_mode="a", reader_gone=lambda: signals.StopRequest.ask(signals.BROKEN_PIPE))
+
+
+def say_end(run_dir: str, number: int, what: str) -> None:
+    """Why the run has ended before its time, on the screen and in log.txt."""
+    from torch_utils import signals
+    gone = number == signals.BROKEN_PIPE
+    with logged(run_dir):
+        print(f"{'The reader of the output has gone' if gone else signal.Signals(number).name}: {what}", file=sys.stderr if gone else sys.stdout)
+
+
+def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any, dry_run: bool) -> list[str]:
     """Before anything is written: where does the run begin, and does that fit? Changes `config`; returns what to say."""
     from training import continuing
-    if earlier is not None:
-        return continuing.take_over(config, earlier)
-    if cfg.is_state(options.resume):
-        return continuing.branch_off(config, options.resume, options.rays is not None)
+    if earlier is not None or cfg.is_state(options.resume):
+        if earlier is None:
+            with naming("--resume", options.resume):
+                notes = continuing.branch_off(config, options.resume, options.rays is not None)
+        else:
+            notes = continuing.take_over(config, earlier)
+        state, flag = (config.resume_state, "--resume=") if earlier is None else (earlier.state, "")
+        if state is not None:
+            continuing.check_state(state, meta_networks(config), flag + state)
+        return notes
+    if dry_run and dnnlib.util.is_url(config.resume_pkl) and not dnnlib.util.is_at_hand(config.resume_pkl):
+        return [f"--resume={config.resume_pkl} was not checked: -n downloads nothing."]
     if config.resume_pkl is None:
         return []
     try:
@@ -230,6 +268,17 @@ def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any) -
             raise
         raise UserError(f"--recipe={options.recipe} starts from a network: {error.message}. Or say where it is, --resume=FILE, or start from nothing, "
                         "--resume=none") from error
+
+
+def check_outdir(outdir: str) -> None:
+    """UserError where no run folder could be made there. Makes nothing."""
+    place = os.path.abspath(outdir)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(f"--outdir={outdir}: {place} is not a folder; choose another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--outdir={outdir}: you may not write into {place}; choose another folder")
 
 
 def make_run_dir(outdir: str, desc: str) -> str:
@@ -242,21 +291,21 @@ def make_run_dir(outdir: str, desc: str) -> str:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"--outdir: cannot make {run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
+            raise UserError(f"--outdir={outdir}: cannot make {run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
 
 
-def write_options(config: dnnlib.EasyDict, plan_text: str) -> None:
-    """The options and the beginning of the log, in the run folder."""
+def write_options(config: dnnlib.EasyDict) -> None:
+    """The options in the run folder, into which a log can be written, too."""
     try:
         cfg.save_options(config)
-        with open(os.path.join(config.run_dir, "log.txt"), "a", encoding="utf-8", errors="backslashreplace") as log:
-            log.write(plan_text + "\n")
+        logged(config.run_dir).close()
     except OSError as error:
-        raise UserError(f"--outdir: cannot write into {config.run_dir}: {error.strerror or error}; choose a folder that you may write to") from error
+        raise UserError(f"--outdir={os.path.dirname(config.run_dir)}: cannot write into {config.run_dir}: {error.strerror or error}; choose a folder that "
+                        "you may write to") from error
 
 
 def check_metrics(config: dnnlib.EasyDict, options: cfg.Options, dry_run: bool) -> list[str]:
-    """Before anything is written: can the metrics be computed? Fetches their detectors (not for a dry run); puts their full names into the
+    """Before anything is written: can the metrics be computed? Fetches their detectors (a dry run names them); puts their full names into the
     configuration. Returns what to say.
     """
     skipped = []
@@ -268,13 +317,12 @@ def check_metrics(config: dnnlib.EasyDict, options: cfg.Options, dry_run: bool) 
         given = [flag for flag, value in [("--samples", options.samples), ("--detector", options.detector), ("--pose-regressor", options.pose_regressor),
                                           ("--embedding", options.embedding)] if value]
         return skipped + ([f"There are no --metrics: {', '.join(given)} has no effect."] if given else [])
-    if dry_run:
-        return ["The metrics were not checked, which may mean to fetch detectors (-n)."]
     import metrics
     config.metric_kwargs = metrics.detector_options(options.detector, options.pose_regressor, options.embedding)
     G, _ = meta_networks(config)
-    config.metrics = metrics.prepare(config.metrics, config.training_set_kwargs, G, samples=options.samples, **config.metric_kwargs)
-    return []
+    absent: list[str] | None = [] if dry_run else None
+    config.metrics = metrics.prepare(config.metrics, config.training_set_kwargs, G, samples=options.samples, absent=absent, **config.metric_kwargs)
+    return [f"-n downloads nothing: the run fetches the detector{'s' if len(absent) > 1 else ''} {', '.join(absent)} first."] if absent else []
 
 
 def check_default_metrics(config: dnnlib.EasyDict, options: cfg.Options) -> list[str]:
@@ -306,7 +354,8 @@ def meta_networks(config: dnnlib.EasyDict) -> tuple[Any, Any]:
 def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
     """Before anything is written: does the network fit? Keeps its ray convention; returns what to say."""
     from training.transfer import check_match, compare, describe_sizes, sources_of
-    sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
+    with naming("--resume", config.resume_pkl):
+        sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
     notes += cfg.keep_ray_convention(config, sources["G_ema"], rays_given)
     G, D = meta_networks(config)
     targets = dict(G=G, D=D, G_ema=G)
@@ -349,7 +398,7 @@ def run_process(rank: int, device: Any, config: dict, state: str | None) -> int:
     import metrics
     from training.training_loop import training_loop
     evaluate = functools.partial(metrics.evaluate, load_network=load_network, device=device, **config["metric_kwargs"])
-    with dnnlib.util.Logger(os.path.join(config["run_dir"], "log.txt") if rank == 0 else None, file_mode="a"):
+    with logged(config["run_dir"] if rank == 0 else None):
         try:
             return training_loop(config, rank=rank, device=device, load_network=load_network, evaluate=evaluate, state=state)
         except OSError as error:
@@ -360,4 +409,4 @@ def run_process(rank: int, device: Any, config: dict, state: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -18,7 +18,7 @@ from PIL import Image
 import legacy
 from camera_utils import Camera, Orbit
 from dnnlib import UserError, cli
-from dnnlib.util import format_time
+from dnnlib.util import format_time, run_program
 from training.snapshots import to_uint8
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -124,4 +124,4 @@ def save_orbit(snapshot: str, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import fnmatch
 import functools
 import glob
@@ -20,9 +21,9 @@ import shutil
 import sys
 import types
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NoReturn
 
 import click
 
@@ -54,6 +55,19 @@ class UserError(click.ClickException, ValueError):
 
     def __init__(self, message: str):
         super().__init__(CONTROL.sub(lambda found: ascii(found[0])[1:-1], " ".join(message.split())))
+
+
+@contextlib.contextmanager
+def naming(option: str, value: object) -> Iterator[None]:
+    """A UserError in it says which option it is about, and that option's value, unless it names another one."""
+    try:
+        yield
+    except UserError as error:
+        said = f"{option}={value}"
+        if error.message.startswith("--") and not error.message.startswith(f"{option}: ") or said in error.message:
+            raise
+        message = error.message.removeprefix(f"{option}: ").removeprefix(f"{value}: ").removesuffix(f": {value}")
+        raise UserError(f"{said}: {message}") from error
 
 
 def closest(name: str, names: Iterable[str]) -> str:
@@ -164,10 +178,8 @@ def open_url(url: str | os.PathLike, cache_dir: str | None = None, num_attempts:
 
     folder = cache_dir or make_cache_dir_path("downloads")
     digest = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
-    if cache:
-        hits = [name for name in glob.glob(os.path.join(glob.escape(folder), digest + "_*")) if not name.endswith(".part")]
-        if hits:
-            return hits[0] if return_filename else open(hits[0], "rb")
+    if cache and (hits := _downloaded(folder, digest)):
+        return hits[0] if return_filename else open(hits[0], "rb")
 
     data, name = _download(url, num_attempts, verbose)
     if not cache:
@@ -177,6 +189,16 @@ def open_url(url: str | os.PathLike, cache_dir: str | None = None, num_attempts:
     with open_whole(path) as stream:
         stream.write(data)
     return path if return_filename else io.BytesIO(data)
+
+
+def _downloaded(folder: str, digest: str) -> list[str]:
+    return [name for name in glob.glob(os.path.join(glob.escape(folder), digest + "_*")) if not name.endswith(".part")]
+
+
+def is_at_hand(url: str) -> bool:
+    """Would open_url read that path or address from this machine?"""
+    digest = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+    return urllib.parse.urlparse(url).scheme not in ("http", "https") or bool(_downloaded(make_cache_dir_path("downloads"), digest))
 
 
 @contextlib.contextmanager
@@ -277,14 +299,56 @@ def _going_nowhere() -> Iterator[None]:
         pass
 
 
-class Logger:
-    """While open, copies all that is printed (stdout; with `should_flush` at once) and all errors into a file as well."""
+EXIT_BROKEN_PIPE = 141                   # as shells have it for programs that SIGPIPE ends
 
-    def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True):
+
+def run_program(command: click.Command) -> NoReturn:
+    """Runs the command as this program. Where the reader of its output goes away (`| head`), it ends quietly, with EXIT_BROKEN_PIPE."""
+    code, stdout = 0, sys.stdout
+    try:
+        command.main()
+    except SystemExit as end:
+        code = end.code or 0
+        if sys.stdout is not stdout:                    # what click does, with code 1, when it meets a broken pipe
+            code = EXIT_BROKEN_PIPE
+    except BrokenPipeError:              # while it told of an error
+        code = EXIT_BROKEN_PIPE
+    for stream in (sys.__stdout__, sys.__stderr__):     # Python would complain at its end of what is left in them
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            code = code or EXIT_BROKEN_PIPE
+        except (OSError, ValueError):
+            code = code or 1
+        else:
+            continue
+        silence(stream)
+    sys.exit(code)
+
+
+def silence(stream: Any) -> None:
+    """What is written to this stream from now on, and what is left in it, goes nowhere: it has no reader any more."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):      # streams without a file behind them
+        target = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, target)
+        os.close(nowhere)
+
+
+class Logger:
+    """While open, copies all that is printed (stdout; with `should_flush` at once) and all errors into a file as well.
+
+    `reader_gone` is called where the reader of stdout or stderr has gone (`| head`); the file goes on. None: that is a BrokenPipeError. With it, a
+    terminal that has gone is no error either.
+    """
+
+    def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True, reader_gone: Callable[[], None] | None = None):
         self.file = open(file_name, file_mode, encoding="utf-8", errors="backslashreplace") if file_name is not None else None
         self.should_flush = should_flush
+        self.reader_gone = reader_gone
         self._saved = (sys.stdout, sys.stderr)
-        sys.stdout, sys.stderr = _Tee(self, sys.stdout), _Tee(self, sys.stderr)
+        sys.stdout, sys.stderr = (_Tee(self, stream) for stream in self._saved)
 
     def __enter__(self) -> Logger:
         return self
@@ -323,15 +387,25 @@ class _Tee:
         self.logger, self.stream = logger, Screen(stream)
 
     def write(self, text: str) -> int:
-        self.stream.write(text)
         self.logger.write(text)
+        self._on_screen(lambda: self.stream.write(text))
         if self.logger.should_flush:
-            self.stream.flush()
+            self._on_screen(self.stream.flush)
         return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
         self.logger.flush()
+        self._on_screen(self.stream.flush)
+
+    def _on_screen(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if self.logger.reader_gone is None or error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            silence(self.stream)
+            if error.errno == errno.EPIPE:              # a terminal (EIO) tells its programs by SIGHUP
+                self.logger.reader_gone()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -360,6 +434,29 @@ def format_time_brief(seconds: int | float) -> str:
 def _split(seconds: int | float) -> tuple[int, int, int, int]:
     total = int(round(seconds))
     return total // 86400, total // 3600 % 24, total // 60 % 60, total % 60
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine.
+
+def usable_cores() -> int:
+    """How many cores this process may keep busy: those that it is bound to, and no more than its control group's quota of time."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(bound, _cpu_quota())))
+
+
+# Quota and period of control groups, version 2 and 1.
+CPU_QUOTA_FILES = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+
+
+def _cpu_quota() -> float:
+    """Cores' worth of time that the control group grants; infinity where nothing limits it."""
+    for files in CPU_QUOTA_FILES:
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):       # 'max' and -1 mean that there is no limit
+            quota, period = (float(number) for file in files for number in Path(file).read_text(encoding="ascii").split())
+            if quota > 0:
+                return quota / period
+    return math.inf
 
 
 # ---------------------------------------------------------------------------------------------------------------------

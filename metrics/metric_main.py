@@ -10,6 +10,7 @@ import contextlib
 import copy
 import importlib
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -146,10 +147,12 @@ def parse_metrics(names: Iterable[str], samples: int | None = None) -> list[Requ
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks.
 
-def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None = None, fetch: bool = False) -> list[Request]:
+def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None = None, fetch: bool = False,
+                  absent: list[str] | None = None) -> list[Request]:
     """The requests, if every one of them can be computed with these options; else UserError, one line. Before any work.
 
-    opts.G may be on the meta device: only what kind of network it is counts. `fetch`: download published detectors that are missing.
+    opts.G may be on the meta device: only what kind of network it is counts. `fetch`: download published detectors that are missing. `absent`: add their
+    kinds to this list instead of refusing.
     """
     requests = parse_metrics(names, samples)
     for request in requests:
@@ -161,10 +164,15 @@ def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None
     for request in requests:
         with _naming(request):
             for kind, use in request.metric.detectors:
-                if fetch and kind not in opts.detectors and not opts.detector_files and detectors.KINDS[kind].url is not None:
+                published = kind not in opts.detectors and not opts.detector_files and detectors.KINDS[kind].url is not None
+                if fetch and published:
                     detectors.prepare(kind, opts.dataset_kwargs)
+                elif absent is not None and published and not os.path.isfile(detectors.KINDS[kind].cached_path(opts.dataset_kwargs)):
+                    absent += [] if kind in absent else [kind]
+                    continue
                 detectors.check(kind, use, opts.detector_path(kind, use))
-    _tell_unnamed_files(requests, opts)
+    if not absent:
+        _tell_unnamed_files(requests, opts)
     return requests
 
 

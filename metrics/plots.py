@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import math
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from dnnlib.util import UserError, open_whole, parse_json
 from metrics.metric_main import find_metric
+from training.training_state import images_of
 
 Curve = list[tuple[float, float]]
 
@@ -23,10 +23,10 @@ def read_curves(run_dir: str) -> dict[str, dict[str, Curve]]:
     """
     found: dict[str, dict[str, dict[float, float]]] = {}
     for metric, record in sorted(_records(run_dir), key=lambda pair: pair[1].get("timestamp") or 0):
-        match = re.search(r"(\d+)\.pkl$", record.get("snapshot_pkl") or "")
-        for key, value in record["results"].items() if match else ():
+        images = images_of(record.get("snapshot_pkl") or "")
+        for key, value in record["results"].items() if images is not None else ():
             if isinstance(value, (int, float)) and math.isfinite(value):
-                found.setdefault(metric_of(key, metric), {}).setdefault(key, {})[float(match.group(1))] = value
+                found.setdefault(metric_of(key, metric), {}).setdefault(key, {})[images / 1000] = value
     return {metric: {key: sorted(points.items()) for key, points in found[metric].items()} for metric in sorted(found)}
 
 

@@ -18,6 +18,7 @@ import torch
 
 from camera_utils import Camera
 from dnnlib import cli
+from dnnlib.util import run_program
 from metrics.directions import angles_deg, best_constant_direction
 from metrics.small_command import check_dest, make_recipe, recipe_options
 from metrics.small_network import SmallNetwork, save_network
@@ -103,4 +104,4 @@ def main(data: str, dest: str, mirror: bool, **options: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from dnnlib import UserError, cli
+from dnnlib.util import run_program
 from metrics.directions import angles_deg
 from metrics.pose_regressor import viewing_directions
 from metrics.scene_ids import read_scene_ids, shows_scenes_again
@@ -165,4 +166,4 @@ def main(data: str, dest: str, **options: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

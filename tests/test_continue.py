@@ -25,7 +25,7 @@ from dnnlib import EasyDict
 from metrics.plots import read_curves
 from torch_utils import signals
 from training import continuing, training_state
-from training.status import read_stats
+from training.status import Status, read_stats
 
 ROOT = Path(__file__).parent.parent
 ADA = ["--aug=ada", "--p=0.3", "--mirror=1", "--tick=0.016", "--snap=1"]
@@ -117,11 +117,12 @@ def wait_for(process, path, timeout=120):
 
 @pytest.mark.parametrize("number, code, gpus", [
     (signal.SIGTERM, 75, 1),
-    *(pytest.param(*row, marks=pytest.mark.slow) for row in [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGUSR1, 75, 2)])])
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGUSR1, 75, 2),
+                                                              (signal.SIGHUP, 75, 1), (signal.SIGHUP, 75, 2)])])
 def test_signals_save_and_leave(number, code, gpus, camera_zip, tmp_path):
     options = ["--cfg=raycond2", f"--gpus={gpus}", "--kimg=0.24", "--workers=1", "--snap=5"]
     process = subprocess.Popen(command(tmp_path / "runs", camera_zip, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=dict(os.environ, OMP_NUM_THREADS="1"))
+                               env=dict(os.environ, OMP_NUM_THREADS="1"), preexec_fn=functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL))
     wait_for(process, tmp_path / "runs")
     process.send_signal(number)
     start = time.time()
@@ -370,20 +371,83 @@ def test_a_damaged_state_does_not_count_as_the_newest(copied, camera_zip):
     for kimg, done in (("0.024", 2), ("0.032", 3)):
         code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", f"--kimg={kimg}", "--keep=1"))
         assert code == 0 and f"{done} steps are done" in output, output
-    assert sorted(path.name for path in copied.glob("training-state*")) == ["training-state-000000.pt", "training-state-000007.pt.damaged"]
+    assert sorted(path.name for path in copied.glob("training-state*")) == ["training-state-000000_032.pt", "training-state-000007.pt.damaged"]
+
+
+def at_tick(monkeypatch, tick, action):
+    """Calls `action` before the line of that tick is printed."""
+    printed = Status.print_tick
+
+    def print_tick(self, augment_p, step):
+        if self.tick == tick:
+            action()
+        printed(self, augment_p, step)
+
+    monkeypatch.setattr(Status, "print_tick", print_tick)
+
+
+@pytest.fixture
+def hang_up():
+    """Sends SIGHUP to this process, as if it had been started without nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield functools.partial(os.kill, os.getpid(), signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_hangs_up_saves_and_leaves(camera_zip, tmp_path, monkeypatch, hang_up):
+    at_tick(monkeypatch, 2, hang_up)
+    code, output = run_train(*arguments(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=0.08"), "--snap=50")
+    assert code == 75 and "SIGHUP: the state was saved" in output
+    assert last_state(only_run(tmp_path))["status"]["tick"] == 3
+    assert "SIGHUP: the state was saved" in (only_run(tmp_path) / "log.txt").read_text()
+
+
+def test_nohup_keeps_a_run_alive(camera_zip, tmp_path, monkeypatch, hang_up):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    at_tick(monkeypatch, 1, hang_up)
+    code, output = run_train(*arguments(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=0.032"), "--snap=50")
+    assert code == 0 and "SIGHUP" not in output and last_state(only_run(tmp_path))["status"]["cur_nimg"] == 32
+    with signals.handled({signal.SIGHUP: signals.interrupt}):
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_request_before_the_first_step_leaves_in_a_line(number, camera_zip, tmp_path, monkeypatch, hang_up):
+    """While a process starts, nothing is there to be saved."""
+    monkeypatch.setattr(train, "run_process", lambda *args: os.kill(os.getpid(), number) or time.sleep(5))
+    code, output = run_train(*arguments(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=0.08"))
+    assert code == 128 + number and f"{number.name}: stopped while nothing was under way" in output
+
+
+def test_a_reader_that_leaves_at_a_tick_with_a_snapshot(camera_zip, tmp_path, monkeypatch):
+    """The tick is finished, as other processes may be at it, and so is the step that follows."""
+    at_tick(monkeypatch, 1, lambda: signals.StopRequest.ask(signals.BROKEN_PIPE))
+    code, output = run_train(*arguments(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=0.08"))
+    folder = only_run(tmp_path)
+    assert code == 75 and "The reader of the output has gone: the state was saved" in output
+    assert last_state(folder)["status"]["cur_nimg"] == 32 and (folder / "network-snapshot-000000_024.pkl").exists()
+
+
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_reader_that_leaves_ends_the_run_with_its_state_saved(gpus, camera_zip, tmp_path):
+    """`train.py ... | head -3`: one line on stderr, and the rest in log.txt."""
+    process = subprocess.Popen(command(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=4", f"--gpus={gpus}"), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    for _ in range(3):
+        process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 75
+    folder = only_run(tmp_path)
+    expected = f"The reader of the output has gone: the state was saved in {folder}. The same command continues.\n"
+    assert errors == expected and last_state(folder)["step"] > 0
+    log = (folder / "log.txt").read_text()
+    assert log.endswith(expected) and "4 kimg to go." in log
 
 
 def test_a_request_at_a_tick_without_a_snapshot(camera_zip, tmp_path, monkeypatch):
     """What is not saved is not left behind."""
-    from training.status import Status
-    printed = Status.print_tick
-
-    def print_tick(self, augment_p, step):
-        if self.tick == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        printed(self, augment_p, step)
-
-    monkeypatch.setattr(Status, "print_tick", print_tick)
+    at_tick(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     code, output = run_train(*arguments(tmp_path, camera_zip, "--cfg=raycond2", "--kimg=0.08"), "--snap=50")
     assert code == 75 and "SIGTERM: the state was saved" in output
     state = last_state(only_run(tmp_path))
@@ -449,7 +513,7 @@ def test_states_of_another_kind(copied, changes, says):
 ])
 def test_states_that_do_not_fit(copied, camera_zip, changes):
     _with(training_state.states_of(str(copied))[0], **changes)
-    refused(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024"), says=["training-state-000000.pt", "does not fit"])
+    refused(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024"), says=["training-state-000000_016.pt", "does not fit"])
 
 
 def _bytes_out_of_nothing():
@@ -490,6 +554,25 @@ def test_a_changed_option_is_said(copied, camera_zip):
     assert code == 0 and "Continues the run" in output and "new run" not in output
 
 
+@pytest.mark.parametrize("options", [["--cfg=stylegan2"], ["--cmax=8"], ["--rays=published"], ["--kimg=0.016"], ["--dcond=both"], ["other data"]])
+def test_a_run_that_could_not_go_on_is_not_suggested(options, copied, camera_zip, tmp_path):
+    data = camera_zip
+    if options == ["other data"]:
+        data, options = tmp_path / "other.zip", []
+        shutil.copy(camera_zip, data)
+    code, output = run_train(*arguments(copied.parent, data, "--cfg=raycond2", "--kimg=0.024", "--seed=3", "-n", *options))
+    assert code == 0 and "--resume" not in output and "new run" not in output, output
+
+
+def test_an_older_run_that_fits_is_suggested(copied, camera_zip):
+    """Where the newest one does not."""
+    newer = shutil.copytree(copied, copied.parent / "00001-broken")
+    for path in newer.glob("training-state*"):
+        path.write_bytes(b"")
+    code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024", "--batch=16", "-n"))
+    assert code == 0 and f"--resume={copied}." in output
+
+
 def test_a_state_wins_over_the_network_it_started_from(begun, camera_zip, tmp_path):
     network = tmp_path / "start.pkl"
     shutil.copy(begun / "network-snapshot-000000.pkl", network)
@@ -510,12 +593,14 @@ def test_another_run_from_a_state(begun, camera_zip, tmp_path):
     assert state["status"]["cur_nimg"] == 32 and state["step"] == 3
     assert state["optimizers"]["G"]["param_groups"][0]["lr"] == pytest.approx(0.001 * 4 / 5)
     base = arguments(tmp_path / "none", camera_zip, "--cfg=raycond2", f"--resume={training_state.states_of(str(begun))[0]}", "--kimg=0.032")
-    refused(*base, "--cmax=8", says=["another structure", "network-snapshot"])
+    for dry_run in (["-n"], []):
+        refused(*base, *dry_run, "--cmax=8", says=["--resume=", "another structure", "network-snapshot"])
     refused(*base, "--rays=published", says=["--rays=pinhole", "--rays=published"])
     large = write_dataset(tmp_path / "large.zip", camera_labels(16), size=32)
     refused(*base, f"--data={large}", says=["img_resolution", "16", "32"])
     refused(*base, f"--resume={tmp_path / 'absent.pt'}", says=["absent.pt", "No such file"])
     refused(*base, f"--resume={tmp_path}", says=["no training-state"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_one_process_at_a_time(copied, camera_zip, monkeypatch):
@@ -539,8 +624,10 @@ def test_keep(camera_zip, tmp_path):
     for kimg in range(6):
         (folder / f"training-state-{kimg:06d}.pt").write_bytes(b"")
         (folder / f"network-snapshot-{kimg:06d}.pkl").write_bytes(b"")
+    for number in ("000003_500", "000005_016", "000005_250"):
+        (folder / f"network-snapshot-{number}.pkl").write_bytes(b"")
     (folder / "network-snapshot-best.pkl").write_bytes(b"")
     training_state.prune(str(folder), None)
-    assert len(list(folder.glob("network*"))) == 7 and len(list(folder.glob("*.pt"))) == 2
+    assert len(list(folder.glob("network*"))) == 10 and len(list(folder.glob("*.pt"))) == 2
     training_state.prune(str(folder), 1)
-    assert sorted(path.name for path in folder.iterdir()) == ["network-snapshot-000005.pkl", "network-snapshot-best.pkl", "training-state-000005.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["network-snapshot-000005_250.pkl", "network-snapshot-best.pkl", "training-state-000005.pt"]

@@ -19,7 +19,20 @@ from helpers import assert_refused
 
 import dnnlib
 from dnnlib import EasyDict, UserError, cli
-from dnnlib.util import Logger, Screen, closest, construct_class_by_name, format_time, format_time_brief, get_obj_by_name, open_url, parse_json
+from dnnlib.util import (
+    Logger,
+    Screen,
+    closest,
+    construct_class_by_name,
+    format_time,
+    format_time_brief,
+    get_obj_by_name,
+    is_at_hand,
+    naming,
+    open_url,
+    parse_json,
+    usable_cores,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -379,3 +392,73 @@ def test_logger_without_a_file(capsys):
         print("hello")
     assert capsys.readouterr().out == "hello\n"
     assert isinstance(sys.stdout, io.TextIOBase) or hasattr(sys.stdout, "write")
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has left, or whose terminal has."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_logger_goes_on_when_the_reader_has_gone(name, tmp_path, monkeypatch):
+    asked = []
+    for number in (errno.EPIPE, errno.EIO):
+        monkeypatch.setattr(sys, name, Gone(number))
+        with Logger(str(tmp_path / f"{number}.txt"), reader_gone=lambda: asked.append("stop")):
+            print("hello", file=getattr(sys, name))
+        assert (tmp_path / f"{number}.txt").read_text() == "hello\n"
+    assert set(asked) == {"stop"}                               # by the pipe; a terminal says it by SIGHUP
+    monkeypatch.setattr(sys, name, Gone(errno.EIO))
+    with Logger(reader_gone=lambda: pytest.fail("a terminal")):
+        print("hello", file=getattr(sys, name))
+    monkeypatch.setattr(sys, name, Gone(errno.EPIPE))
+    with Logger(str(tmp_path / "kept.txt")), pytest.raises(BrokenPipeError):
+        print("hello", file=getattr(sys, name))
+
+
+def test_logger_without_a_screen(tmp_path, monkeypatch):
+    """As of a program that was started with closed streams."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with Logger(str(tmp_path / "log.txt")):
+        print("hello")
+    assert (tmp_path / "log.txt").read_text() == "hello\n" and sys.stdout is None
+
+
+@pytest.mark.parametrize("bound, files, cores", [
+    (8, [], 8), (8, ["max 100000"], 8), (8, ["250000 100000"], 2), (8, ["50000 100000"], 1), (2, ["400000 100000"], 2), (8, ["-1", "100000"], 8),
+    (8, ["300000", "100000"], 3), (8, ["?"], 8)])
+def test_usable_cores(bound, files, cores, tmp_path, monkeypatch):
+    """What the process is bound to, and the quota of its control group."""
+    for i, text in enumerate(files):
+        (tmp_path / str(i)).write_text(text)
+    monkeypatch.setattr("dnnlib.util.CPU_QUOTA_FILES", [("/nowhere",), [str(tmp_path / str(i)) for i in range(len(files))]])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)), raising=False)
+    assert usable_cores() == cores
+
+
+def test_naming_an_option():
+    def said(message):
+        with pytest.raises(UserError) as caught, naming("--resume", "x.pkl"):
+            raise UserError(message)
+        return caught.value.message
+
+    assert said("x.pkl: not a network file") == "--resume=x.pkl: not a network file"
+    assert said("no such file: x.pkl") == "--resume=x.pkl: no such file"
+    assert said("--resume: is no file") == "--resume=x.pkl: is no file"
+    assert said("--resume=x.pkl: known") == "--resume=x.pkl: known"
+    assert said("--class=3: known") == "--class=3: known"
+
+
+def test_is_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("dnnlib.util._download", lambda *args: (b"body", "x.pkl"))
+    url = "https://example.org/x.pkl"
+    assert not is_at_hand(url) and is_at_hand("x.pkl") and is_at_hand("file:///x.pkl")
+    open_url(url, verbose=False)
+    assert is_at_hand(url)

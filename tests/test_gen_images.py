@@ -226,8 +226,8 @@ def test_translate_and_rotate(run):
     ("plain", ["--seeds=5-3"], "empty"),
     ("plain", ["--seeds=a"], "0,1,4-6"),
     ("plain", ["--seeds=4294967296"], "4294967295"),
-    ("plain", ["--seeds=0", "--yaw=0"], "--yaw: the network was trained without cameras"),
-    ("plain", ["--seeds=0", "--camera-file=x"], "--camera-file: the network was trained without cameras"),
+    ("plain", ["--seeds=0", "--yaw=0"], "--yaw=0: the network was trained without cameras"),
+    ("plain", ["--seeds=0", "--camera-file=x"], "--camera-file=x: the network was trained without cameras"),
     ("plain", ["--seeds=0", "--class=0"], "--class=0: the network knows no classes"),
     ("plain", ["--seeds=0", "--rotate=5"], "--rotate=5: only StyleGAN3"),
     ("plain", ["--seeds=0", "--translate=0,0.5"], "--translate=0,0.5: only StyleGAN3"),
@@ -241,10 +241,12 @@ def test_translate_and_rotate(run):
     ("rays", ["--seeds=0", "--pitch=1.6"], "--pitch=1.6"),
     ("rays", ["--seeds=0", "--cameras=ffh"], "--cameras=ffh: .*ffhq"),
     ("rays", ["--seeds=0", "--camera-file=nix.json"], "nix.json"),
-    ("rays", ["--seeds=0", "--camera-file=nix.json", "--yaw=0"], "excludes --yaw"),
-    ("rays_without_stats", ["--seeds=0", "--yaw=0"], "no statistics.*--cameras"),
+    ("rays", ["--seeds=0", "--camera-file=nix.json", "--yaw=0"], "excludes --yaw=0"),
+    ("rays", ["--seeds=0", "--camera-file=nix.json", "--cameras=ffhq", "--pitch=0,0.1"], "--camera-file=nix.json: excludes --pitch=0,0.1 --cameras=ffhq"),
+    ("rays", ["--seeds=0", "--camera-file=nix.json"], "--camera-file=nix.json"),
+    ("rays_without_stats", ["--seeds=0", "--yaw=0"], r"--network=\S+: the file has no statistics.*--cameras"),
     ("label_without_stats", ["--seeds=0"], "--cameras.* or --class"),
-    ("label_without_stats", ["--seeds=0", "--class=3", "--yaw=0"], "--yaw: excludes --class"),
+    ("label_without_stats", ["--seeds=0", "--class=3", "--yaw=0"], "--yaw=0: excludes --class=3"),
 ])
 def test_mistakes_are_answered_in_one_line(run, name, options, message):
     assert re.search(message, run(name, *options, ok=False))

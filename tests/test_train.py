@@ -23,7 +23,7 @@ import legacy
 import train
 from dnnlib import UserError
 from torch_utils import persistence
-from training import networks_raycond2
+from training import networks_raycond2, training_state
 from training.config import Options, apply_recipe, choose_gpus, next_run_dir, preset_of
 from training.presets import RECIPES
 from training.status import read_stats
@@ -208,6 +208,72 @@ def test_the_default_metric_is_computed_at_snapshots(camera_zip, tmp_path):
 
 def offline(url, **_):
     raise UserError(f"cannot download {url}")
+
+
+@pytest.mark.parametrize("cfg, sizes", [
+    ("raycond2", ["--batch=2", "--batch-gpu=1", "--mbstd-group=1"]), ("stylegan2", ["--batch=1", "--mbstd-group=1"]),
+    pytest.param("raycond2", ["--batch=6", "--batch-gpu=3", "--mbstd-group=3"], marks=pytest.mark.slow),
+    pytest.param("stylegan3-t", ["--batch=2", "--batch-gpu=1", "--mbstd-group=1"], marks=pytest.mark.slow)])
+def test_batches_of_any_legal_size_train(cfg, sizes, camera_zip, tmp_path):
+    """Down to one image per pass, of which path length regularisation takes that one."""
+    code, output = run_train(f"--outdir={tmp_path}", f"--data={camera_zip}", f"--cfg={cfg}", "--kimg=0.006", "--gamma=1", *SMALL, *sizes)
+    assert code == 0, output
+    folder, = tmp_path.iterdir()
+    losses = [value["mean"] for record in read_stats(str(folder)) for name, value in record.items() if name.startswith("Loss/")]
+    assert np.isfinite(losses).all() and len(losses) > 5
+    assert ("Loss/pl_penalty" in read_stats(str(folder))[0]) == (cfg != "stylegan3-t")
+
+
+def test_snapshots_within_one_kimg_have_names_of_their_own(finished):
+    """The first is called as ever; names sort in the order of training, and everything that looks for snapshots finds them."""
+    folder, _ = finished
+    numbers = ["000000", "000000_024", "000000_040", "000000_048"]
+    for kind, end in [("network-snapshot-", ".pkl"), ("fakes", ".png"), ("views", ".png")]:
+        assert [path.name for path in sorted(folder.glob(f"{kind}0*"))] == [f"{kind}{number}{end}" for number in numbers]
+    assert [Path(path).name for path in training_state.states_of(str(folder))] == [f"training-state-{number}.pt" for number in numbers[:1:-1]]
+    assert [Path(path).name for path in calc_metrics.find_snapshots(str(folder))[0]] == [f"network-snapshot-{number}.pkl" for number in numbers]
+
+
+@pytest.mark.parametrize("cores, gpus, workers", [(1, 1, 1), (2, 1, 2), (16, 1, 3), (4, 2, 2), (1, 2, 0), (7, 2, 3)])
+def test_default_workers_are_no_more_than_the_cores(cores, gpus, workers, camera_zip, monkeypatch):
+    monkeypatch.setattr("training.config.usable_cores", lambda: cores)
+    base = ["--outdir=x", f"--data={camera_zip}", "--cfg=raycond2", "--device=cpu", f"--gpus={gpus}", "-n"]
+    assert options_of(run_train(*base)[1])["data_loader_kwargs"]["num_workers"] == workers
+    assert options_of(run_train(*base, "--workers=5")[1])["data_loader_kwargs"]["num_workers"] == 5
+
+
+def test_a_dry_run_checks_what_the_run_would(camera_zip, tmp_path, monkeypatch):
+    """It refuses with the run's words; it fetches and makes nothing, and says what it could therefore not check."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("metrics.detectors.open_url", lambda *args, **kwargs: pytest.fail("it fetches"))
+    monkeypatch.setattr("dnnlib.util._download", lambda *args: pytest.fail("it downloads"))
+    base = [f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2", "-n", *SMALL]
+    refused(*base, "--metrics=fid8_fll", says=["--metrics=fid8_fll", "did you mean fid50k_full"])
+    refused(*base, "--metrics=eqr50k", says=["--metrics=eqr50k", "StyleGAN3"])
+    refused(*base, "--metrics=fid65", f"--detector={save_detector(tmp_path / 'tiny.pt')}", says=["--metrics=fid65", "64"])
+    refused(*base, "--metrics=fid8_full", "--detector=absent.pt", says=["absent.pt", "no such file"])
+    refused(*base, "--metrics=pose_error8", "--pose-regressor=absent.pt", says=["--metrics=pose_error8"])
+    refused(*base, f"--outdir={camera_zip}", says=[f"--outdir={camera_zip}", "not a folder"])
+    refused(*base, "--resume=absent.pkl", says=["absent.pkl"])
+    refused(*base, "--resume", save_small(tmp_path / "d.pkl", D=True), says=["d.pkl", "no generator"])
+    code, output = run_train(*base, "--metrics=fid8_full", "--resume=https://example.org/x.pkl")
+    assert code == 0 and "downloads nothing: the run fetches the detector inception" in output
+    assert "--resume=https://example.org/x.pkl was not checked" in output
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("script, args, unbuffered", [
+    ("train.py", ["--help"], ""), ("calc_metrics.py", ["--help"], "1"), ("legacy.py", ["--source=tests/data/pickles/raycond2.pkl"], ""),
+    ("gen_images.py", ["--network=checkpoints/raycond2-heads-32x32.pkl", "--seeds=0", "--device=cpu"], "1")])
+def test_a_reader_that_leaves_ends_a_command_quietly(script, args, unbuffered, tmp_path):
+    """As in `| head`: no traceback, nor Python's own complaint at its end."""
+    out = dict(gen_images=[f"--outdir={tmp_path}"], legacy=[f"--dest={tmp_path / 'x.pkl'}"]).get(script.removesuffix(".py"), [])
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, script, *args, *out], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, cwd=ROOT,
+                          env=dict(os.environ, PYTHONUNBUFFERED=unbuffered, OMP_NUM_THREADS="1"))
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == "", done.stderr
 
 
 def test_two_processes(camera_zip, tmp_path):
@@ -396,7 +462,13 @@ def test_refusals_of_options(camera_zip, class_zip, tmp_path):
     refused(*ray, "--batch=9", "--gpus=2", says=["--batch=9", "--gpus=2"])
     refused(*ray, "--batch=8", "--batch-gpu=3", says=["--batch-gpu=3", "divisor of 8"])
     refused(*ray, "--batch=8", "--mbstd-group=3", says=["--mbstd-group=3"])
-    refused(*ray, "--batch=8", "--batch-gpu=1", says=["path length", "--batch"])
+    refused(*ray, "--batch=8", "--batch-gpu=1", says=["--mbstd-group=4", "--batch-gpu=1", "use --mbstd-group=1"])
+    refused(*ray, "--batch=2", says=["--mbstd-group=4", "--batch=2"])
+    refused(*ray, "--gpus=3", says=["--gpus=3", "--batch=32 (the default)", "multiple of 3"])
+    refused(*ray, "--batch=8", "--batch-gpu=16", says=["--batch-gpu=16", "--batch=8"])
+    for option in ("--kimg", "--tick", "--glr", "--dlr", "--p", "--target"):
+        refused(*ray, f"{option}=nan", says=[option, "nan"])
+    refused(*ray, "--cbase=8", says=["--cbase=8", "16"])
     refused(*ray, "--gamma=-1", says=["--gamma", "auto"])
     refused(*ray, "--gpus=500", says=["--gpus=500"])
     refused(*base, f"--data={class_zip}", "--cfg=raycond2", says=["25", "dataset.json"])
@@ -408,6 +480,10 @@ def test_refusals_of_options(camera_zip, class_zip, tmp_path):
     refused(*ray, f"--resume={text}", says=["text.pkl", "not a network file"])
     refused(*ray, "--resume", Path(__file__).parent / "data" / "pickles" / "raycond2.pkl", *SMALL, "--cmax=4", says=["--resume", "% of the parameters"])
     refused(*ray, f"--outdir={text}", "--kimg=0.008", *SMALL, says=["--outdir", "text.pkl"])
+    refused(*ray, "--resume=nowhere.pkl", says=["--resume=nowhere.pkl: no such file"])
+    refused(*ray, f"--resume={text}", says=[f"--resume={text}: not a network file"])
+    refused(*ray, f"--resume={tmp_path}/absent.pt", says=[f"--resume={tmp_path}/absent.pt: "])
+    refused(*base, f"--data={class_zip}", "--cfg=raycond2", says=[f"--data={class_zip}: "])
     refused(*ray, "--fp32=1", "--bf16=1", says=["--fp32=1", "--bf16=1"])
     assert not (tmp_path / "runs").exists()
 

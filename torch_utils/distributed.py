@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
-from dnnlib.util import Screen
+from dnnlib.util import Screen, usable_cores
 from torch_utils import memory, signals
 
 
@@ -28,8 +28,8 @@ def choose_device(name: str, gpus: int = 1) -> str:
         raise UserError("--device=cuda: torch finds no CUDA device on this machine; use --device=cpu")
     if name == "cuda" and gpus > available:
         raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
-    if name == "cpu" and gpus > 4 * (os.cpu_count() or 1):
-        raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {os.cpu_count()} cores; lower --gpus")
+    if name == "cpu" and gpus > 4 * usable_cores():
+        raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {usable_cores()} cores for them; lower --gpus")
     return name
 
 
@@ -52,11 +52,13 @@ def launch(function: Callable[..., Any], num_processes: int, device: str, *args:
     """function(rank, device, *args) in this process, or in `num_processes` new ones that know of one another. Returns what rank 0 does.
 
     device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. It, the arguments and the result are pickled for new
-    processes. A UserError in any of them is raised here. SIGTERM, SIGUSR1 and the first SIGINT go on to all of them; Interrupted where that
-    ends them because the function has not begun to handle signals.
+    processes. A UserError in any of them is raised here. SIGTERM, SIGUSR1, SIGHUP (unless it is ignored) and the first SIGINT go on to all of them;
+    Interrupted where that ends them because the function has not begun to handle signals.
     """
     if num_processes == 1:
-        return _run(0, function, 1, device, args)
+        with signals.handled(dict.fromkeys((*signals.REQUESTS, signal.SIGINT), signals.interrupt)):
+            return _run(0, function, 1, device, args)
+    signals.start_resource_tracker()
     answers = torch.multiprocessing.get_context("spawn").SimpleQueue()
     address = f"tcp://127.0.0.1:{free_port()}"
     relay = _Relay()
@@ -113,7 +115,7 @@ def _run(rank: int, function: Callable[..., Any], num_processes: int, device: st
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
     elif num_processes > 1:
-        torch.set_num_threads(max((os.cpu_count() or 1) // num_processes, 1))
+        torch.set_num_threads(max(usable_cores() // num_processes, 1))
     try:
         init(rank, num_processes, mine, init_method=address)
         result = function(rank, mine, *args)

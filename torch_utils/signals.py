@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))     # to save and leave
-
-
+REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))     # to save and leave
+HANG_UP = getattr(signal, "SIGHUP", None)               # the terminal has gone; `nohup` starts programs that ignore it
+BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)            # the number that stands for it; Python makes an exception of the signal itself
 SAME_PRESS_S = 0.5                       # a terminal and a parent process may both deliver one Ctrl-C
 
 
@@ -24,16 +24,24 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def handled(handlers: Mapping[int, Callable[[int, Any], None]]) -> Iterator[None]:
-    """Within, signals go to these handlers. Does nothing outside of the main thread, which alone gets signals."""
+    """Within, signals go to these handlers; SIGHUP does not where the program was told to ignore it. Does nothing outside of the main thread, which
+    alone gets signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    ignored = [HANG_UP] if HANG_UP is not None and signal.getsignal(HANG_UP) is signal.SIG_IGN else []
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items() if number not in ignored}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def interrupt(number: int, frame: Any = None) -> None:
+    """A handler for times in which nothing is left to be saved."""
+    raise Interrupted(number)
 
 
 class StopRequest:
@@ -43,21 +51,35 @@ class StopRequest:
             while not stop.number:
                 step()
 
-    `number` is the signal's, 0 before there is one. A second Ctrl-C is a KeyboardInterrupt.
+    `number` is the signal's, 0 before there is one. A second Ctrl-C is a KeyboardInterrupt. `asked` is a number from `ask`: such a wish waits for the end
+    of a step, as one process of several may have it alone.
     """
 
+    _current: StopRequest | None = None  # the innermost one of this process
+    _early = 0                           # what `ask` was told while there was none
+
     def __init__(self) -> None:
-        self.number = 0
+        self.number, self.asked = 0, StopRequest._early
         self._last = -math.inf           # when SIGINT came, on the monotonic clock
         self._may_leave = False
         self._handled = handled({number: self._remember for number in (*REQUESTS, signal.SIGINT)})
 
     def __enter__(self) -> StopRequest:
         self._handled.__enter__()
+        self._outer, StopRequest._current, StopRequest._early = StopRequest._current, self, 0
         return self
 
     def __exit__(self, *error: object) -> None:
+        StopRequest._current = self._outer
         self._handled.__exit__(*error)
+
+    @staticmethod
+    def ask(number: int) -> None:
+        """Asks this process's loop to stop, the next one if there is none yet, for the reason that this signal stands for."""
+        if StopRequest._current is None:
+            StopRequest._early = number
+        else:
+            StopRequest._current.asked = number
 
     @contextlib.contextmanager
     def may_leave(self) -> Iterator[None]:
@@ -85,6 +107,18 @@ class StopRequest:
         self.number = number
         if self._may_leave:
             raise Interrupted(number)
+
+
+def start_resource_tracker() -> None:
+    """Starts the process with which `multiprocessing` cleans up, so that requests to the whole group of processes do not end it before the others."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    from multiprocessing import resource_tracker
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*REQUESTS, signal.SIGINT))           # it inherits this
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dnnlib import EasyDict, UserError
-from dnnlib.util import is_url, open_whole
+from dnnlib.util import is_url, open_whole, usable_cores
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, RECIPES, Preset, lookup
 
 # What may change without making it another training: how it is computed, how long, what is written, where the data lie.
@@ -20,6 +20,7 @@ FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmar
 FILLED = ("cfg", "gamma", "resume", "batch", "aug", "cond", "snap")     # by a recipe
 FREE_OF_DATA = ("path", "max_size")      # of training_set_kwargs: a cluster may copy the data to another place for each job
 MAX_NAME = 255                           # bytes of a file's name
+MOST_WORKERS = 3                         # per process, where the user does not say
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Options:
     bf16: bool                  = False
     nobench: bool               = False
     checkpoint_activations: bool = False
-    workers: int                = 3
+    workers: int | None         = None
 
 
 @dataclass
@@ -169,8 +170,9 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
 
     config.training_set_kwargs = dict(data.kwargs)
     config.img_resolution, config.img_channels, config.label_dim = data.resolution, data.num_channels, data.label_dim
-    config.data_loader_kwargs = dict(num_workers=options.workers, pin_memory=False, drop_last=True)
-    if options.workers > 0:
+    workers = default_workers(options.gpus) if options.workers is None else options.workers
+    config.data_loader_kwargs = dict(num_workers=workers, pin_memory=False, drop_last=True)
+    if workers > 0:
         config.data_loader_kwargs.update(prefetch_factor=2, persistent_workers=True)
         if sys.platform == "linux":      # a spawned worker whose process dies while it starts would live on for ever
             config.data_loader_kwargs["multiprocessing_context"] = "fork"
@@ -190,15 +192,18 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
 
 def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[str]) -> None:
     if data.resolution < 8:
-        raise UserError(f"--data: images of {data.resolution} px; the networks need 8 px or more: resize them first")
+        raise UserError(f"--data={options.data}: images of {data.resolution} px; the networks need 8 px or more: resize them first")
     if preset.rays and not data.has_camera_labels:
         got = f"{data.label_dim} numbers per label" if data.label_dim else "no labels"
-        raise UserError(f"--data: {got}, but --cfg={options.cfg} needs camera labels of 25 numbers (cam2world 4x4, intrinsics 3x3, both row by row) "
-                        "in dataset.json; see docs/conventions.md, or use --cfg=stylegan2")
+        raise UserError(f"--data={options.data}: {got}, but --cfg={options.cfg} needs camera labels of 25 numbers (cam2world 4x4, intrinsics 3x3, "
+                        "both row by row) in dataset.json; see docs/conventions.md, or use --cfg=stylegan2")
     if (preset.aug == "noaug" and options.aug is None) or (not preset.metrics and options.metrics is None):
         notes.append(f"--cfg={options.cfg} is a small preset: without --aug there is no augmentation, without --metrics no metric.")
     if preset.rays and options.cond is None:
         notes.append("Labels of 25 numbers are cameras: --cond=1 is implied.")
+    if options.cbase is not None and options.cbase < data.resolution:
+        raise UserError(f"--cbase={options.cbase}: layers of {data.resolution} px would have {options.cbase} / {data.resolution} channels; "
+                        f"choose {data.resolution} or more")
     dcond = dcond_of(options, preset)
     if dcond != "pose" and not data.has_camera_labels:
         raise UserError(f"--dcond={dcond}: rays in the discriminator need camera labels (--cond=1 and 25 numbers per image)")
@@ -207,20 +212,27 @@ def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[st
 
 
 def _check_batch(options: Options, preset: Preset) -> tuple[int, int]:
+    """Images per step, and per process and pass."""
     batch = preset.batch if options.batch is None else options.batch
+    given = f"--batch={batch}" + (" (the default)" if options.batch is None else "") + (f" --gpus={options.gpus}" if options.gpus > 1 else "")
     if batch % options.gpus != 0:
-        raise UserError(f"--batch={batch} does not divide by --gpus={options.gpus}; choose a multiple")
+        raise UserError(f"{given}: {batch} images do not divide among {options.gpus} processes; choose a multiple of {options.gpus}")
     per_process = batch // options.gpus
     batch_gpu = per_process if options.batch_gpu is None else options.batch_gpu
-    if batch_gpu < 1 or per_process % batch_gpu != 0:
-        raise UserError(f"--batch-gpu={batch_gpu}: each of {options.gpus} processes has {per_process} of --batch={batch}; choose a divisor of {per_process}")
-    if preset.pl_weight > 0 and batch_gpu < 2:
-        raise UserError(f"--batch={batch} leaves {batch_gpu} image per process and pass; path length regularisation of --cfg={options.cfg} takes half of "
-                        "them and needs two or more: raise --batch or --batch-gpu")
+    if per_process % batch_gpu != 0:
+        raise UserError(f"--batch-gpu={batch_gpu} {given}: {per_process} images per process and step do not divide into passes of {batch_gpu}; "
+                        f"choose a divisor of {per_process}")
     if batch_gpu % options.mbstd_group != 0:
-        raise UserError(f"--mbstd-group={options.mbstd_group}: {batch_gpu} images per process and pass do not divide into such groups; "
-                        f"choose a divisor of {batch_gpu}")
+        given = given if options.batch_gpu is None else f"--batch-gpu={batch_gpu}"
+        raise UserError(f"--mbstd-group={options.mbstd_group} {given}: {batch_gpu} image{'s' if batch_gpu > 1 else ''} per process and pass do not divide into "
+                        f"groups of {options.mbstd_group}; {f'choose a divisor of {batch_gpu}' if batch_gpu > 1 else 'use --mbstd-group=1'}, or another "
+                        "--batch or --batch-gpu")
     return batch, batch_gpu
+
+
+def default_workers(processes: int) -> int:
+    """Reading processes for each of so many training processes: as in StyleGAN3, but together no more than there are cores."""
+    return min(MOST_WORKERS, usable_cores() // processes)
 
 
 def _gamma(options: Options, resolution: int, batch: int, notes: list[str]) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import glob
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ try:
 except ImportError:                      # Windows: runs are not locked there
     fcntl = None
 
+Networks = Callable[[EasyDict], tuple[Any, Any]]        # configuration -> G and D without memory for their weights
 SHAPES = ("img_resolution", "img_channels", "label_dim")
 LOCK_PATIENCE_S = 5.0                    # for a process that is just being killed
 MOST_CHANGES = 5                         # of a configuration that a line names
@@ -52,15 +54,43 @@ def find_run(outdir: str, config: EasyDict) -> Earlier | None:
     return None
 
 
-def describe_other(outdir: str, config: EasyDict) -> list[str]:
-    """What to say of a new run where the newest one below `outdir` has another configuration and could go on: people change an option and expect it to."""
+def describe_other(outdir: str, config: EasyDict, rays_given: bool, make_networks: Networks) -> list[str]:
+    """What to say of a new run where an earlier one below `outdir` could go on with this configuration: people change an option and expect it to."""
     for run_dir, old in _runs(outdir):
-        if training_state.states_of(run_dir):
+        if _could_go_on(run_dir, old, config, rays_given, make_networks):
             changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in FREE]
             more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
-            return [f"Begins a new run. The newest one, {run_dir}, is another training ({'; '.join(changes[:MOST_CHANGES])}{more}): to go on from its state "
+            return [f"Begins a new run. An earlier one, {run_dir}, is another training ({'; '.join(changes[:MOST_CHANGES])}{more}): to go on from its state "
                     f"with this command's options, add --resume={run_dir}."]
     return []
+
+
+def _could_go_on(run_dir: str, old: EasyDict, config: EasyDict, rays_given: bool, make_networks: Networks) -> bool:
+    """Has the run a state for the networks of `config`, from the same data, that has not yet seen as many images?"""
+    if not training_state.states_of(run_dir) or _what_fits(old) != _what_fits(config):      # the rest takes longer
+        return False
+    trial = copy.deepcopy(config)
+    try:
+        branch_off(trial, run_dir, rays_given)
+        return check_state(trial.resume_state, make_networks(trial), trial.resume_state)["status"]["cur_nimg"] < config.total_kimg * 1000
+    except UserError:
+        return False
+
+
+def _what_fits(config: EasyDict) -> list[Any]:
+    """What two runs have in common where one could go on from the other."""
+    path = config.get("training_set_kwargs", {}).get("path", "")
+    name = os.path.splitext(os.path.basename(os.path.normpath(path)))[0]
+    return [name, *(config.get(key) for key in SHAPES), *(config.get(network, {}).get("class_name") for network in ("G_kwargs", "D_kwargs"))]
+
+
+def check_state(path: str, networks: tuple[Any, Any], what: str) -> dict[str, Any]:
+    """The state, its tensors left on the disk. UserError, about `what`, where G and D, which may live on the meta device, cannot take what it holds."""
+    state = training_state.load(path, mmap=True)
+    G, D = networks
+    with training_state.understood(what):
+        training_state.check_networks(state, dict(G=G, D=D, G_ema=G), what)
+    return state
 
 
 def take_over(config: EasyDict, earlier: Earlier) -> list[str]:
@@ -90,7 +120,8 @@ def branch_off(config: EasyDict, path: str, rays_given: bool) -> list[str]:
     old = EasyDict(json.loads(training_state.load(path, mmap=True)["config"]))
     for key in SHAPES:
         if old[key] != config[key]:
-            raise UserError(f"--resume={path}: its {key} is {old[key]}, that of --data is {config[key]}; a state continues the same networks only: "
+            data = f"--data={config.training_set_kwargs['path']}"
+            raise UserError(f"--resume={path}: its {key} is {old[key]}, that of {data} is {config[key]}; a state continues the same networks only: "
                             "use such data, or start from weights with --resume=network-snapshot-*.pkl")
     for network in ("G_kwargs", "D_kwargs"):
         before, now = old[network].get("rays"), config[network].get("rays")

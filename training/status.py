@@ -39,6 +39,7 @@ class Status:
         self.total_nimg = total_kimg * 1000
         self.nimg_per_tick = kimg_per_tick * 1000
         self.cur_nimg, self.tick, self._tick_nimg = state["cur_nimg"], state["tick"], state["tick_nimg"]
+        self._snapshot_nimg = state.get("snapshot_nimg")                # of the last network snapshot; None: there is none, or an older version's state
         self.collector = training_stats.Collector(regex=".*")
         if "reported" in state:
             training_stats.set_state(state["reported"])
@@ -56,8 +57,8 @@ class Status:
     def get_state(self) -> dict[str, Any]:
         """Counters and statistics. All ranks must call it."""
         now = time.time()
-        return dict(cur_nimg=self.cur_nimg, tick=self.tick, tick_nimg=self._tick_nimg, seconds=now - self._start, tick_seconds=now - self._tick_start,
-                    reported=training_stats.get_state(), collector=self.collector.get_state())
+        return dict(cur_nimg=self.cur_nimg, tick=self.tick, tick_nimg=self._tick_nimg, snapshot_nimg=self._snapshot_nimg, seconds=now - self._start,
+                    tick_seconds=now - self._tick_start, reported=training_stats.get_state(), collector=self.collector.get_state())
 
     @property
     def tick_ended(self) -> bool:
@@ -67,6 +68,13 @@ class Status:
     @property
     def done(self) -> bool:
         return self.cur_nimg >= self.total_nimg
+
+    @property
+    def number(self) -> str:
+        """What files of this moment are called by: NNNNNN for whole kimg, NNNNNN_III with the images beyond where the last snapshot has that name."""
+        kimg, images = divmod(self.cur_nimg, 1000)
+        taken = self._snapshot_nimg is not None and self._snapshot_nimg < self.cur_nimg and self._snapshot_nimg // 1000 == kimg
+        return f"{kimg:06d}_{images:03d}" if taken else f"{kimg:06d}"
 
     def advance(self) -> None:
         """After a step."""
@@ -105,8 +113,8 @@ class Status:
             with tqdm.external_write_mode(file=_screen()):
                 print(" ".join(fields))
 
-    def finish_tick(self, metrics: dict[str, float] | None = None) -> None:
-        """After images and networks are saved: writes the statistics and starts the next tick."""
+    def finish_tick(self, metrics: dict[str, float] | None = None, snapshot: bool = False) -> None:
+        """After images and networks (`snapshot`) are saved: writes the statistics and starts the next tick."""
         self.collector.update()
         now = time.time()
         if self.writes:
@@ -120,6 +128,7 @@ class Status:
                     self._events.add_scalar(f"Metrics/{name}", value, global_step=int(self.cur_nimg / 1000), walltime=now)
                 self._events.flush()
         self.tick += 1
+        self._snapshot_nimg = self.cur_nimg if snapshot else self._snapshot_nimg
         self._tick_nimg = self.cur_nimg
         self._maintenance = now - self._tick_end
         self._tick_start = now

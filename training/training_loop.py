@@ -75,7 +75,7 @@ def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, load_networ
             progress.step += 1
             progress.augmentation.update(progress.step, config.batch_size)
             status.advance()
-            asked = distributed.max_over_ranks(stop.number)
+            asked = distributed.max_over_ranks(stop.number or stop.asked)
             saved = asked > 0 or (status.tick_ended and maintenance.is_due(config.network_snapshot_ticks))
             if saved:
                 maintenance.save_state()                    # before what takes long, so that it may be interrupted
@@ -107,20 +107,19 @@ class Maintenance:
     def save_state(self) -> None:
         state = training_state.capture(self.progress)
         if distributed.get_rank() == 0:
-            training_state.save(state, training_state.path_of(self.config.run_dir, self.progress.status.cur_nimg), self.config)
+            training_state.save(state, training_state.path_of(self.config.run_dir, self.progress.status.number), self.config)
             training_state.prune(self.config.run_dir, self.config.get("keep"))
         distributed.barrier()
 
     def run(self) -> None:
         config, progress, status = self.config, self.progress, self.progress.status
         status.print_tick(progress.augmentation.p, progress.step)
-        suffix = f"{status.cur_nimg // 1000:06d}"
         networks_due = self.is_due(config.network_snapshot_ticks)
         if self.images is not None and self.is_due(config.image_snapshot_ticks):
-            self.images.save_fakes(progress.G_ema.model, suffix)
+            self.images.save_fakes(progress.G_ema.model, status.number)
         metrics = None
         if networks_due:
-            snapshot = os.path.join(config.run_dir, f"network-snapshot-{suffix}.pkl")
+            snapshot = os.path.join(config.run_dir, f"network-snapshot-{status.number}.pkl")
             if distributed.get_rank() == 0:
                 save_network(snapshot, progress.G, progress.D, progress.G_ema.model, progress.augmentation.pipe, config.training_set_kwargs,
                              self.camera_stats)
@@ -128,7 +127,7 @@ class Maintenance:
             distributed.barrier()
             if self.evaluate is not None and config.metrics:
                 metrics = self.evaluate(snapshot, config.run_dir, config.metrics)
-        status.finish_tick(metrics)
+        status.finish_tick(metrics, snapshot=networks_due)
         if networks_due:
             status.save_curves()
         if status.done:

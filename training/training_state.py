@@ -1,4 +1,4 @@
-"""training-state-NNNNNN.pt: all that the next step depends on, so that a run goes on as if it had never stopped.
+"""training-state-NNNNNN.pt (NNNNNN_III.pt, see Status.number): all that the next step depends on, so that a run goes on as if it had never stopped.
 
 The networks' tensors, the optimisers, what ADA has counted, the mean of path lengths, counters, and the generators of random numbers of
 every rank. The position in the data and all draws of a step follow from the counters (training.randomness).
@@ -98,12 +98,22 @@ def restore(progress: Progress, state: dict[str, Any], path: str, same_augmentat
         _set_random_state(state["random"][rank])
 
 
-@torch.no_grad()
-def _copy_tensors(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], what: str) -> None:
+def check_networks(state: dict[str, Any], networks: dict[str, torch.nn.Module], path: str) -> None:
+    """UserError where these networks, which may live on the meta device, cannot take what the state holds."""
+    for name, module in networks.items():
+        _check_tensors(state["networks"][name], dict(misc.named_params_and_buffers(module)), f"{path}: {name}")
+
+
+def _check_tensors(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], what: str) -> None:
     differ = [name for name in {**target, **source} if name not in source or name not in target or source[name].shape != target[name].shape]
     if differ:
         raise UserError(f"{what} has another structure than this run's, in {len(differ)} tensors such as {differ[0]!r}; a state continues the same "
                         "networks only: start from weights with --resume=network-snapshot-*.pkl")
+
+
+@torch.no_grad()
+def _copy_tensors(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], what: str) -> None:
+    _check_tensors(source, target, what)
     for name, tensor in target.items():
         tensor.copy_(source[name])
 
@@ -126,8 +136,9 @@ def _set_random_state(state: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Files.
 
-def path_of(run_dir: str, cur_nimg: int) -> str:
-    return os.path.join(run_dir, f"training-state-{cur_nimg // 1000:06d}.pt")
+def path_of(run_dir: str, number: str) -> str:
+    """number: Status.number."""
+    return os.path.join(run_dir, f"training-state-{number}.pt")
 
 
 def save(state: dict[str, Any], path: str, config: dict) -> None:
@@ -271,6 +282,11 @@ def prune(run_dir: str, keep: int | None) -> None:
         os.remove(path)
 
 
+def images_of(name: str) -> int | None:
+    """How many images a network or state that is called so had seen; of a whole-kimg name the kimg count. None: the name does not say."""
+    match = re.search(r"-(\d+)(?:_(\d{3}))?\.\w+$", name)
+    return None if match is None else int(match[1]) * 1000 + int(match[2] or 0)
+
+
 def _numbered(run_dir: str, pattern: str) -> list[str]:
-    return sorted((path for path in glob.glob(os.path.join(glob.escape(run_dir), pattern)) if re.search(r"-\d+\.\w+$", path)),
-                  key=lambda path: int(re.search(r"-(\d+)\.\w+$", path)[1]))
+    return sorted((path for path in glob.glob(os.path.join(glob.escape(run_dir), pattern)) if images_of(path) is not None), key=images_of)

@@ -7,6 +7,7 @@ if __package__ in (None, ""):       # run as a file: Python then looks for modul
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from dataset_preprocessing.procedural.cli import main
+from dnnlib.util import run_program
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
