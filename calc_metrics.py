@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dnnlib import UserError
+from dnnlib import UserError, cli
 from dnnlib.util import naming, run_program
 
 EXAMPLES = """Examples:
@@ -148,18 +148,18 @@ def table(rows: list[tuple[str, dict]]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-@click.group(invoke_without_command=True, subcommand_metavar="[prepare --metrics=A,B [--data=ZIP]]", epilog=EXAMPLES,
+@click.group(cls=cli.Group, invoke_without_command=True, subcommand_metavar="[prepare --metrics=A,B [--data=ZIP]]", epilog=EXAMPLES,
              context_settings=dict(max_content_width=130, show_default=True))
-@click.option("--network",      help="Network file, an address, or a run folder for all its snapshots", metavar="PKL|URL|DIR")
-@click.option("--images",       help="Judge these images instead of a network's (FID, KID, PR, IS)", metavar="DIR|ZIP")
+@click.option("--network",      help="Network file, an address, or a run folder for all its snapshots", metavar="PKL|URL|DIR", type=cli.PATH)
+@click.option("--images",       help="Judge these images instead of a network's (FID, KID, PR, IS)", metavar="DIR|ZIP", type=cli.PATH)
 @click.option("--metrics",      help="Such as fid50k_full, or fid1k_full for fewer images  [default: fid50k_full; none with --plot]", metavar="A,B",
               callback=parse_names)
-@click.option("--data",         help="Real images  [default: what the network was trained on]", metavar="ZIP|DIR")
+@click.option("--data",         help="Real images  [default: what the network was trained on]", metavar="ZIP|DIR", type=cli.PATH)
 @click.option("--mirror",       help="Real images mirrored, too; the _full metrics never do so  [default: as in training]", type=bool, metavar="BOOL")
 @click.option("--samples",      help="Number of images for all metrics; shows in their names", type=click.IntRange(min=1))
-@click.option("--detector",     help="TorchScript detector from a file; can be given again", metavar="[KIND=]FILE", multiple=True)
-@click.option("--pose-regressor", help="For pose_error, from `python -m metrics.pose_regressor`", metavar="FILE")
-@click.option("--embedding",    help="For view_consistency: TorchScript, images -> features", metavar="FILE")
+@click.option("--detector",     help="TorchScript detector from a file; can be given again", metavar="[KIND=]FILE", multiple=True, type=cli.KIND_PATH)
+@click.option("--pose-regressor", help="For pose_error, from `python -m metrics.pose_regressor`", metavar="FILE", type=cli.PATH)
+@click.option("--embedding",    help="For view_consistency: TorchScript, images -> features", metavar="FILE", type=cli.PATH)
 @click.option("--gpus",         help="Number of GPUs, or of processes on a CPU; does not change the result", type=click.IntRange(min=1), default=1)
 @click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 @click.option("--seed",         help="Of latents, cameras and noise", type=click.IntRange(0, 2**32 - 1), default=0)
@@ -204,7 +204,7 @@ def main(ctx: click.Context, network: str | None, images: str | None, metrics: l
 
 @main.command()
 @click.option("--metrics",      help="What is to be computed later  [default: the detectors of StyleGAN3's metrics]", metavar="A,B", callback=parse_names)
-@click.option("--data",         help="For camera metrics: the data that their networks learn from", metavar="ZIP|DIR")
+@click.option("--data",         help="For camera metrics: the data that their networks learn from", metavar="ZIP|DIR", type=cli.PATH)
 @click.option("--device",       help="To train them on. auto: CUDA where there is some", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 def prepare(metrics: list[str], data: str | None, device: str) -> None:
     """Fetch (or train) the detectors that metrics need, into the cache (DNNLIB_CACHE_DIR)."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import camera_utils
 import legacy
-from dnnlib import UserError
+from dnnlib import UserError, cli
 from dnnlib.util import naming, run_program
 from torch_utils import memory
 from torch_utils.distributed import choose_device
@@ -200,10 +200,10 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
         yield from to_uint8(images).cpu().numpy()
 
 
-@click.command(epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
-@click.option("--network",      help="Network file: a path or an address", metavar="PATH|URL", required=True)
+@click.command(cls=cli.Command, epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
+@click.option("--network",      help="Network file: a path or an address", metavar="PATH|URL", required=True, type=cli.PATH)
 @click.option("--seeds",        help="Seeds of the latents, such as 0,1,4-6", metavar="LIST", callback=parse_seeds, required=True)
-@click.option("--outdir",       help="Where the images go", metavar="DIR", required=True)
+@click.option("--outdir",       help="Where the images go", metavar="DIR", required=True, type=cli.PATH)
 @click.option("--trunc",        help="Truncation psi; smaller: nearer to the average image", type=float, default=1)
 @click.option("--class", "class_idx", help="Class, for networks of classes", type=click.IntRange(min=0))
 @click.option("--noise-mode",   help="Noise inputs of StyleGAN2", type=click.Choice(["const", "random", "none"]), default="const")
@@ -213,7 +213,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 @click.option("--yaw",          help="Angles [rad] from the front, > 0 towards +x  [default: the mean]", metavar="LIST", callback=parse_angles)
 @click.option("--pitch",        help="Elevations [rad], each of which meets every yaw  [default: the mean]", metavar="LIST", callback=parse_angles)
 @click.option("--cameras",      help=f"Cameras like those of {', '.join(camera_utils.DATASETS)}  [default: of the training data]", metavar="NAME")
-@click.option("--camera-file",  help="Cameras from JSON: 25 numbers, a list of such lists, or a dataset.json", metavar="FILE")
+@click.option("--camera-file",  help="Cameras from JSON: 25 numbers, a list of such lists, or labels by name (dataset.json)", metavar="FILE", type=cli.PATH)
 # Output.
 @click.option("--grid",         help="Also write grid.png: a row per latent, a column per camera", is_flag=True)
 @legacy.trust_option

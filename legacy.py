@@ -21,7 +21,7 @@ import click
 import torch
 
 import dnnlib
-from dnnlib import UserError
+from dnnlib import UserError, cli
 from dnnlib.util import naming, run_program
 from torch_utils import persistence, released_format, safe_pickle, sharing, tensorflow_format
 
@@ -208,12 +208,12 @@ EXAMPLES = """Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
-@click.option("--source", help="Network file to read", metavar="PATH|URL", required=True)
-@click.option("--dest", help="File to write: .pkl or .safetensors", metavar="PATH", required=True)
+@click.command(cls=cli.Command, epilog=EXAMPLES)
+@click.option("--source", help="Network file to read", metavar="PATH|URL", required=True, type=cli.PATH)
+@click.option("--dest", help="File to write: .pkl or .safetensors", metavar="PATH", required=True, type=cli.PATH)
 @click.option("--what", help="Networks to write  [default: G_ema into .safetensors, all into .pkl]", type=click.Choice(["G_ema", "all"]))
-@click.option("--licence", help="Licence of the networks; kept with them", metavar="TEXT")
-@click.option("--origin", help="Where they come from; kept with them", metavar="TEXT")
+@click.option("--licence", help="Licence of the networks; kept with them", metavar="TEXT", type=cli.TEXT)
+@click.option("--origin", help="Where they come from; kept with them", metavar="TEXT", type=cli.TEXT)
 @click.option("--force-fp16", help="Half precision in the four highest resolutions", type=bool, default=False, show_default=True)
 @trust_option
 def main(source: str, dest: str, what: str | None, licence: str | None, origin: str | None, force_fp16: bool, trust: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 import dnnlib
-from dnnlib import UserError
+from dnnlib import UserError, cli
 from dnnlib.util import naming, run_program
 from training import config as cfg
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS, RECIPES
@@ -84,10 +84,10 @@ POSITIVE = click.IntRange(min=1)
 ABOVE_ZERO = Number(min=0, min_open=True)
 
 
-@click.command(epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
+@click.command(cls=cli.Command, epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
 # Required.
-@click.option("--outdir",       help="Where the run folders go", metavar="DIR", required=True)
-@click.option("--data",         help="Training data: an EG3D zip or folder", metavar="ZIP|DIR", required=True)
+@click.option("--outdir",       help="Where the run folders go", metavar="DIR", required=True, type=cli.PATH)
+@click.option("--data",         help="Training data: an EG3D zip or folder", metavar="ZIP|DIR", required=True, type=cli.PATH)
 @click.option("--cfg",          help=f"Preset: {', '.join(PRESETS)}", metavar="NAME")
 # What people usually set.
 @click.option("--recipe",       help=f"A run of the authors; fills {', '.join(f'--{name}' for name in (*cfg.FILLED, 'gpus'))}: {', '.join(RECIPES)}",
@@ -103,7 +103,8 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 @click.option("--augpipe",      help=f"What --aug does: {', '.join([*AUGMENTATIONS, *AUGMENTATION_SUMS])}, or a sum like color+noise  "
               "[default: color where labels are cameras, else bgc]", metavar="NAME")
 @click.option("--resume",       help="auto: continue the newest run of this configuration in --outdir. A network: what a new run starts from; none: nothing. "
-              "A training-state-*.pt or a run folder: where a new run, with other options, goes on  [default: auto]", metavar="auto|none|PKL|URL|PT|DIR")
+              "A training-state-*.pt or a run folder: where a new run, with other options, goes on  [default: auto]", type=cli.PATH,
+              metavar="auto|none|PKL|URL|PT|DIR")
 @click.option("--new",          help="Start another run, even where one could be continued", is_flag=True)
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
@@ -123,13 +124,14 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 @click.option("--map-depth",    help="Layers of the mapping network  [default: as the preset]", type=POSITIVE)
 @click.option("--mbstd-group",  help="Group size of minibatch standard deviation", type=POSITIVE, default=4)
 # The rest.
-@click.option("--desc",         help="Added to the name of the run folder", metavar="TEXT")
+@click.option("--desc",         help="Added to the name of the run folder", metavar="TEXT", type=cli.NAME)
 @click.option("--metrics",      help="Metrics at each snapshot; or none  [default: fid50k_full where its detector is at hand; raycond2-tiny: none]",
               metavar="A,B", callback=parse_metrics)
 @click.option("--samples",      help="Number of images for all metrics; shows in their names", type=POSITIVE)
-@click.option("--detector",     help="TorchScript detector of metrics from a file; can be given again", metavar="[KIND=]FILE", multiple=True)
-@click.option("--pose-regressor", help="For the metric pose_error, from `python -m metrics.pose_regressor`", metavar="FILE")
-@click.option("--embedding",    help="For the metric view_consistency: TorchScript, images -> features", metavar="FILE")
+@click.option("--detector",     help="TorchScript detector of metrics from a file; can be given again", type=cli.KIND_PATH,
+              metavar="[KIND=]FILE", multiple=True)
+@click.option("--pose-regressor", help="For the metric pose_error, from `python -m metrics.pose_regressor`", metavar="FILE", type=cli.PATH)
+@click.option("--embedding",    help="For the metric view_consistency: TorchScript, images -> features", metavar="FILE", type=cli.PATH)
 @click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=ABOVE_ZERO)
 @click.option("--tick",         help="Thousands of images between status lines", type=ABOVE_ZERO, default=4)
 @click.option("--snap",         help="Ticks between snapshots  [default: 100]", type=POSITIVE)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import legacy
 from camera_utils import Camera, Orbit
-from dnnlib import UserError
+from dnnlib import UserError, cli
 from dnnlib.util import format_time, run_program
 from training.snapshots import to_uint8
 
@@ -31,13 +31,13 @@ GIF_SEEDS, GIF_COLUMNS = range(8), 4
 GIF_FRAMES, FRAME_MS = 48, 50
 
 
-@click.command()
+@click.command(cls=cli.Command)
 @click.option("--seconds", help="How long to train", type=click.FloatRange(min=1), default=120, show_default=True)
 @click.option("--kimg",    help="Train for that many thousands of images instead", type=click.FloatRange(min=0, min_open=True))
 @click.option("--scenes",  help="Heads to render and train on", type=click.IntRange(min=BATCH), default=2000, show_default=True)
 @click.option("--seed",    help="Which heads", type=click.IntRange(min=0), default=1, show_default=True)
-@click.option("--network", help="Network to continue from", metavar="PKL", default=HEADS, show_default=True)
-@click.option("--outdir",  help="Where everything goes", metavar="DIR", default="demo-out", show_default=True)
+@click.option("--network", help="Network to continue from", metavar="PKL", type=cli.PATH, default=HEADS, show_default=True)
+@click.option("--outdir",  help="Where everything goes", metavar="DIR", type=cli.PATH, default="demo-out", show_default=True)
 def main(seconds: float, kimg: float | None, scenes: int, seed: int, network: str, outdir: str) -> None:
     """Render heads, continue training from the shipped network, write a grid of views and an orbit."""
     start = time.monotonic()

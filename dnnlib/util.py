@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import json
 import math
 import os
 import pickle
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
 import click
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")           # characters that end a line or steer a terminal
 
 
 class EasyDict(dict):
@@ -51,7 +54,7 @@ class UserError(click.ClickException, ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(CONTROL.sub(lambda found: ascii(found[0])[1:-1], " ".join(message.split())))
 
 
 @contextlib.contextmanager
@@ -122,6 +125,14 @@ def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and addresses.
 
+def parse_json(data: bytes | str) -> Any:
+    """JSON in UTF-8, with or without the byte order mark of Windows' editors, or in UTF-16 or -32. Raises ValueError."""
+    try:
+        return json.loads(data.removeprefix("\ufeff") if isinstance(data, str) else data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 _cache_dir: str | None = None            # from set_cache_dir
 
 
@@ -133,7 +144,7 @@ def set_cache_dir(path: str | os.PathLike | None) -> None:
 
 def make_cache_dir_path(*paths: str) -> str:
     """A path inside the cache folder (set_cache_dir, else $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib). Creates nothing."""
-    root = _cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or os.path.join(Path.home(), ".cache", "dnnlib")
+    root = _cache_dir or os.path.expanduser(os.environ.get("DNNLIB_CACHE_DIR", "")) or os.path.join(Path.home(), ".cache", "dnnlib")
     return os.path.join(root, *paths)
 
 
@@ -245,6 +256,50 @@ def _response_name(content_disposition: str, url: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # What people read.
 
+class Screen:
+    """stdout or stderr on which printing ends no run.
+
+    Characters that its encoding lacks become escapes. Where it is None, closed or gone, text goes nowhere. Only a reader
+    that leaves (`| head`) is still a BrokenPipeError: that ends a command.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+
+    def write(self, text: str) -> int:
+        with _going_nowhere():
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = getattr(self._stream, "encoding", None) or "ascii"
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with _going_nowhere():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except ValueError:               # it is closed
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _going_nowhere() -> Iterator[None]:
+    """Within, it is no error to write to a closed stream (ValueError), to a terminal that is gone or to a full disk."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError):
+        pass
+
+
 EXIT_BROKEN_PIPE = 141                   # as shells have it for programs that SIGPIPE ends
 
 
@@ -267,7 +322,7 @@ def run_program(command: click.Command) -> NoReturn:
                 stream.flush()
         except BrokenPipeError:
             code = code or EXIT_BROKEN_PIPE
-        except OSError:
+        except (OSError, ValueError):
             code = code or 1
         else:
             continue
@@ -293,12 +348,11 @@ class Logger:
 
     def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True,
                  reader_gone: Callable[[], None] | None = None):
-        self.file = open(file_name, file_mode, encoding="utf-8") if file_name is not None else None
+        self.file = open(file_name, file_mode, encoding="utf-8", errors="backslashreplace") if file_name else None
         self.should_flush = should_flush
         self.reader_gone = reader_gone
         self._saved = (sys.stdout, sys.stderr)
-        sys.stdout, sys.stderr = (_Tee(self, stream or open(os.devnull, "w", encoding="utf-8"))
-                                  for stream in self._saved)
+        sys.stdout, sys.stderr = (_Tee(self, stream) for stream in self._saved)
 
     def __enter__(self) -> Logger:
         return self
@@ -334,7 +388,7 @@ class _Tee:
     """A text stream that passes everything on to the screen and to a Logger's file."""
 
     def __init__(self, logger: Logger, stream: Any):
-        self.logger, self.stream = logger, stream
+        self.logger, self.stream = logger, Screen(stream)
 
     def write(self, text: str) -> int:
         self.logger.write(text)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import glob
-import json
 import math
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from dnnlib.util import UserError, open_whole
+from dnnlib.util import UserError, open_whole, parse_json
 from metrics.metric_main import find_metric
 from training.training_state import images_of
 
@@ -46,7 +45,7 @@ def _records(run_dir: str) -> Iterator[tuple[str, dict[str, Any]]]:
         with open(path, encoding="utf-8", errors="replace") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line)
                     if not isinstance(record, dict) or not isinstance(record.get("results"), dict):
                         raise ValueError("no record of a result")
                 except ValueError:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from camera_utils import Camera
+from dnnlib import cli
 from dnnlib.util import run_program
 from metrics.directions import angles_deg, best_constant_direction
 from metrics.small_command import check_dest, make_recipe, recipe_options
@@ -88,7 +89,7 @@ def make_detector(dataset_kwargs: dict, path: str, device: str) -> None:
     train_pose_regressor(dict(dataset_kwargs, xflip=False), path, replace(Recipe(), device=device))
 
 
-@click.command(epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
+@click.command(cls=cli.Command, epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
 @recipe_options(Recipe(), data="Images and cameras: an EG3D zip or folder", batch="Batch size", least_batch=2)
 @click.option("--mirror", help="Train on mirrored images, with mirrored cameras, too: for symmetric subjects", type=bool, default=False, metavar="BOOL")
 def main(data: str, dest: str, mirror: bool, **options: Any) -> None:

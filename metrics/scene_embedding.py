@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dnnlib.util import UserError, run_program
+from dnnlib import UserError, cli
+from dnnlib.util import run_program
 from metrics.directions import angles_deg
 from metrics.pose_regressor import viewing_directions
 from metrics.scene_ids import read_scene_ids, shows_scenes_again
@@ -149,7 +150,7 @@ def make_detector(dataset_kwargs: dict, path: str, device: str) -> None:
     train_scene_embedding(dict(dataset_kwargs, xflip=False), path, replace(USUAL, device=device))
 
 
-@click.command(epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
+@click.command(cls=cli.Command, epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
 @recipe_options(USUAL, data="Images, cameras and scenes with two or more views each: a zip or folder", batch="Images per batch: two of each scene",
                 least_batch=4)
 def main(data: str, dest: str, **options: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
-from training.dataset_labels import LABEL_FILE
-from training.image_files import DataError, open_files
-from training.image_scan import image_names
+from dnnlib.util import parse_json
+from training.dataset_labels import meet_names
+from training.image_files import LABEL_FILE, DataError, open_files, plain_name
+from training.image_scan import list_images
 
 
 def read_scene_ids(path: str) -> np.ndarray | None:
@@ -21,10 +20,10 @@ def read_scene_ids(path: str) -> np.ndarray | None:
         if LABEL_FILE not in files.names:
             return None
         try:
-            document = json.loads(files.read(LABEL_FILE))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            document = parse_json(files.read(LABEL_FILE))
+        except ValueError:
             return None                  # what is wrong with the file, the data set says
-        names = image_names(files.names)
+        names, _ = list_images(files)
         where = files.locate(LABEL_FILE)
     finally:
         files.close()
@@ -32,12 +31,17 @@ def read_scene_ids(path: str) -> np.ndarray | None:
     if pairs is None:
         return None
     try:
-        table = {str(name): str(scene) for name, scene in (pairs.items() if isinstance(pairs, dict) else pairs)}
+        entries = pairs.items() if isinstance(pairs, dict) else pairs
+        table = {plain_name(str(name)): str(scene) for name, scene in entries}
     except (TypeError, ValueError) as error:
         raise DataError(f'{where}: "scenes" is no list of ["IMAGE NAME", SCENE] pairs ({error})') from error
+    table = meet_names(table, names)
     absent = [name for name in names if name not in table]
     if absent:
-        raise DataError(f'{where}: {len(absent)} of {len(names)} images have no entry in "scenes", the first is {absent[0]}; name them all, or remove "scenes"')
+        extra = min(table.keys() - set(names), default=None)
+        entry = "" if extra is None else f" (an entry without an image is that of {extra})"
+        raise DataError(f'{where}: {len(absent)} of {len(names)} images have no entry in "scenes", the first is {absent[0]}{entry}; '
+                        'name them all, or remove "scenes"')
     return np.unique([table[name] for name in names], return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 

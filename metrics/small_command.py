@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from dnnlib.util import UserError
+from dnnlib import UserError, cli
 from metrics.small_training import RESOLUTIONS, Recipe
 from torch_utils.distributed import choose_device
 
@@ -24,8 +24,8 @@ def check_dest(dest: str) -> None:
 def recipe_options(usual: Recipe, data: str, batch: str, least_batch: int) -> Callable:
     """Decorator: the options of `make_recipe`, with --data and --dest. data, batch: help on these."""
     options = [
-        click.option("--data",       help=data, metavar="ZIP|DIR", required=True),
-        click.option("--dest",       help="TorchScript file to write; replaced if it is there", metavar="FILE", required=True),
+        click.option("--data",       help=data, metavar="ZIP|DIR", required=True, type=cli.PATH),
+        click.option("--dest",       help="TorchScript file to write; replaced if it is there", metavar="FILE", required=True, type=cli.PATH),
         click.option("--resolution", help="Size that the network brings images to  [default: the images', at most 64]",
                      type=click.Choice([str(size) for size in RESOLUTIONS]), metavar="PIXELS"),
         click.option("--kimg",       help="Thousands of images to train on, repetitions counted", type=click.FloatRange(min=0, min_open=True),

@@ -5,6 +5,7 @@ The key is a hash of everything that they depend on: the data, the detector, the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError, make_cache_dir_path, open_whole
+from training.image_files import walk
 
-FORMAT = 2                               # to be raised when the same key comes to mean other numbers
+FORMAT = 3                               # to be raised when the same key comes to mean other numbers
 # Arguments of a data set that the hash, the items and the image shape say better.
 NO_MATTER = ("path", "use_labels", "max_size", "random_seed", "resolution", "num_channels")
 
@@ -40,11 +42,10 @@ def data_hash(dataset_kwargs: dict) -> str:
 
 def _folder_entries(path: str) -> list[list]:
     entries = []
-    for folder, _, names in os.walk(path):
-        for name in names:
-            file = os.path.join(folder, name)
-            state = os.stat(file)
-            entries.append([os.path.relpath(file, path), state.st_size, state.st_mtime_ns])
+    for name in walk(path)[0]:
+        with contextlib.suppress(OSError):                  # a link to nothing; as an image the data set refuses it
+            state = os.stat(os.path.join(path, name))
+            entries.append([name, state.st_size, state.st_mtime_ns])
     return entries
 
 

@@ -187,3 +187,21 @@ def test_prepare_fetches_into_the_cache(tmp_path, detector, monkeypatch, run_dir
     assert [url.rpartition("/")[2] for url in asked] == ["inception-2015-12-05.pt", "vgg16.pt"]
     code, output = run(f"--network={run_dir / 'network-snapshot-000004.pkl'}", "--metrics=fid8_full,ppl2_wend8", "--device=cpu")
     assert code == 0 and len(asked) == 2 and "ppl2_wend8" in output
+
+
+def test_a_sheet_among_the_images_and_a_tilde(tmp_path, camera_zip, detector, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), (20 * i, 0, 9)).save(tmp_path / "out" / f"seed{i:04d}.png")
+    options = ["--metrics=fid8_full", "--images=~/out\r", f"--data={camera_zip}", "--device=cpu", f"--detector=inception={detector}"]
+    (tmp_path / "tiny.pt").write_bytes(Path(detector).read_bytes())
+    code, before = run(*options)
+    assert code == 0, before
+    Image.new("RGB", (64, 64)).save(tmp_path / "out" / "grid.png")
+    code, after = run(*options[:-1], "--detector=inception=~/tiny.pt")
+    assert code == 0 and numbers(after) == numbers(before)
+
+
+def numbers(output):
+    return [line.split()[:2] for line in output.splitlines() if line.startswith("fid")]

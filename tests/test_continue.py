@@ -21,8 +21,10 @@ from conftest import SMALL, camera_labels, write_dataset
 from helpers import assert_refused, run_train
 
 import train
+from dnnlib import EasyDict
+from metrics.plots import read_curves
 from torch_utils import signals
-from training import training_state
+from training import continuing, training_state
 from training.status import Status, read_stats
 
 ROOT = Path(__file__).parent.parent
@@ -450,6 +452,26 @@ def test_a_request_at_a_tick_without_a_snapshot(camera_zip, tmp_path, monkeypatc
     assert code == 75 and "SIGTERM: the state was saved" in output
     state = last_state(only_run(tmp_path))
     assert state["status"]["tick"] == 3 and state["step"] == 6
+
+
+def test_a_folder_whose_name_is_no_utf8(copied):
+    folder = Path(os.fsdecode(os.fsencode(copied.parent) + b"/r\xfcns"))
+    copied.rename(folder)
+    path, notes = training_state.newest(str(folder))
+    assert notes == [] and training_state.load(path, mmap=True)["step"] == 2
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path):
+    """Options and statistics that somebody has opened in an editor on Windows."""
+    folder = tmp_path / "00000-run"
+    folder.mkdir()
+    files = {"training_options.json": dict(fingerprint="x"), "stats.jsonl": {"Progress/tick": dict(mean=1)},
+             "metric-fid8.jsonl": dict(results=dict(fid8=2.0), snapshot_pkl="network-snapshot-000004.pkl")}
+    for name, document in files.items():
+        (folder / name).write_text(json.dumps(document) + "\n", encoding="utf-8-sig")
+    assert continuing.find_run(str(tmp_path), EasyDict(fingerprint="x", total_kimg=1)).run_dir == str(folder)
+    assert read_stats(str(folder)) == [files["stats.jsonl"]]
+    assert read_curves(str(folder)) == {"fid8": {"fid8": [(4, 2.0)]}}
 
 
 def test_a_broken_line_of_statistics_costs_no_run(copied, camera_zip):

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 from dataset_helpers import camera_label, encode, numbered, pixels, refusal, rgb_files, with_cameras, with_labels, write
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from metrics.stats_cache import data_hash
 from training.dataset import Dataset, ImageFolderDataset
+from training.image_scan import natural
 
 # --- what is read
 
@@ -76,6 +81,131 @@ def test_a_header_far_into_the_file_is_found(tmp_path):
     data = encode(pixels(0, 8, 16, 3), "jpeg", exif=exif)
     assert len(data) > 60000
     assert ImageFolderDataset(write(tmp_path / "a.zip", {"a.jpg": data})).image_shape == [3, 8, 16]
+
+
+# --- archives and folders as people have them
+
+def assert_is_the_plain_one(path, **kwargs):
+    """The data set of `with_cameras(rgb_files())`, however it is packed."""
+    data = ImageFolderDataset(path, use_labels=True, **kwargs)
+    assert len(data) == 4
+    for i in range(4):
+        np.testing.assert_array_equal(data[i][0], pixels(i, 8, 8, 3).transpose(2, 0, 1))
+        np.testing.assert_array_equal(data[i][1], np.float32(camera_label(i)))
+    return data
+
+
+def renamed(files, rename):
+    return {rename(name): data for name, data in files.items()}
+
+
+MAC = {"__MACOSX/._ffhq": b"x", "__MACOSX/ffhq/._dataset.json": b"x", "ffhq/.DS_Store": b"x", "ffhq/00000/._img00000000.png": b"x"}
+PACKED = {
+    "one folder around everything": lambda files: renamed(files, lambda name: f"ffhq/{name}"),
+    "two folders around everything": lambda files: renamed(files, lambda name: f"data/ffhq/{name}"),
+    "a note beside that folder": lambda files: {"README.txt": b"hello", **renamed(files, lambda name: f"ffhq/{name}")},
+    "macOS": lambda files: {**MAC, **renamed(files, lambda name: f"ffhq/{name}")},
+    "dots": lambda files: renamed(files, lambda name: f"./{name}"),
+    "dots and a folder": lambda files: renamed(files, lambda name: f"./ffhq/./{name}"),
+    "backslashes": lambda files: {"00000\\": b"", **renamed(files, lambda name: name.replace("/", "\\"))},
+    "backslashes and a folder": lambda files: renamed(files, lambda name: f"ffhq\\{name}".replace("/", "\\")),
+}
+
+
+@pytest.mark.parametrize("form", ["a.zip", "folder"])
+@pytest.mark.parametrize("case", PACKED)
+def test_packed_in_other_ways_it_is_the_same_data_set(tmp_path, case, form):
+    (tmp_path / "folder").mkdir()
+    assert_is_the_plain_one(write(tmp_path / form, PACKED[case](with_cameras(rgb_files()))))
+
+
+@pytest.mark.parametrize("form", ["a.zip", "folder"])
+@pytest.mark.parametrize("stored, listed", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_may_be_spelled_in_two_ways(tmp_path, form, stored, listed):
+    names = [f"é{i}ü.png" for i in range(3)]
+    files = {unicodedata.normalize(stored, name): encode(pixels(i, 8, 8, 3)) for i, name in enumerate(names)}
+    labels = [[unicodedata.normalize(listed, name), [float(i)]] for i, name in enumerate(names)]
+    data = ImageFolderDataset(write(tmp_path / form, with_labels(files, labels)), use_labels=True)
+    for i in range(3):
+        np.testing.assert_array_equal(data[i][0], pixels(i, 8, 8, 3).transpose(2, 0, 1))
+        assert data[i][1] == [i]
+
+
+def test_names_that_macos_stores_without_the_flag_for_utf8(tmp_path):
+    class Unflagged(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self):
+            return self.filename.encode(), self.flag_bits
+
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in with_labels({"é.png": encode(pixels(0, 8, 8, 3))}, [["é.png", [1.0]]]).items():
+            archive.writestr(Unflagged(name), data)
+    with zipfile.ZipFile(path) as archive:
+        assert "é.png" not in archive.namelist()
+    assert ImageFolderDataset(path, use_labels=True)[0][1] == [1]
+
+
+def test_one_name_in_two_spellings_is_refused(tmp_path):
+    message = refusal(lambda: ImageFolderDataset(write(tmp_path / "a.zip", {"a/b.png": b"", "a\\b.png": b""})))
+    assert "'a/b.png'" in message and "two spellings" in message and str(tmp_path / "a.zip") in message
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
+    write(tmp_path / "elsewhere", rgb_files())
+    path = write(tmp_path / "folder", {"dataset.json": with_cameras(rgb_files())["dataset.json"]})
+    (path / "00000").symlink_to(tmp_path / "elsewhere" / "00000")
+    assert assert_is_the_plain_one(path).notes == []
+    (path / "again").symlink_to(path)
+    (tmp_path / "elsewhere" / "00000" / "up").symlink_to(path)
+    note, = assert_is_the_plain_one(path).notes
+    assert "00000/up leads back" in note and str(path) in note
+
+
+def test_a_folder_linked_twice_counts_twice(tmp_path):
+    path = write(tmp_path / "folder", {"a/0.png": encode(pixels(0, 8, 8, 3))})
+    (path / "b").symlink_to(path / "a")
+    assert len(ImageFolderDataset(path)) == 2
+
+
+def test_statistics_on_disk_see_what_links_lead_to(tmp_path):
+    write(tmp_path / "elsewhere", rgb_files())
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "00000").symlink_to(tmp_path / "elsewhere" / "00000")
+    (tmp_path / "folder" / "nothing").symlink_to(tmp_path / "none")
+    before = data_hash(dict(path=str(tmp_path / "folder")))
+    (tmp_path / "elsewhere" / "00000" / "img00000000.png").write_bytes(encode(pixels(9, 8, 8, 3)) + b"more")
+    assert data_hash(dict(path=str(tmp_path / "folder"))) != before
+
+
+def test_zips_are_read_without_pread(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr(os, "pread")
+    path = write(tmp_path / "a.zip", with_cameras(rgb_files()), zipfile.ZIP_DEFLATED)
+    data = assert_is_the_plain_one(path)
+    with ThreadPoolExecutor(8) as pool:
+        sums = list(pool.map(lambda i: int(data[i % 4][0].sum()), range(100)))
+    assert sums == [int(pixels(i % 4, 8, 8, 3).sum()) for i in range(100)]
+    path.write_bytes(path.read_bytes()[:300])
+    assert "the file ends" in refusal(lambda: data[3])
+
+
+NUMBERED = ["img1.png", "img2.png", "img10.png", "seed0002.png", "seed0010.png", "seed10000.png", "x2/1.png", "x10/1.png"]
+
+
+@pytest.mark.parametrize("form", ["a.zip", "folder"])
+def test_numbered_images_without_labels_sort_as_they_play(tmp_path, form):
+    files = {name: encode(np.full((4, 4, 3), i, dtype=np.uint8)) for i, name in reversed(list(enumerate(NUMBERED)))}
+    data = ImageFolderDataset(write(tmp_path / form, files))
+    assert [int(data[i][0][0, 0, 0]) for i in range(len(data))] == list(range(len(NUMBERED)))
+    files = with_labels(files, [[name, 0] for name in NUMBERED])        # StyleGAN3's order, which published numbers rest on
+    data = ImageFolderDataset(write(tmp_path / f"labelled-{form}", files))
+    assert [NUMBERED[int(data[i][0][0, 0, 0])] for i in range(len(data))] == sorted(NUMBERED)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10 ** 6), st.sampled_from(["a", "b.png", "-x"])), max_size=20))
+def test_padded_numbers_keep_their_order(parts):
+    names = [f"{number // 1000:05d}/img{number:08d}{end}" for number, end in parts]
+    assert sorted(names, key=natural) == sorted(names)
 
 
 # --- subset, mirror, details

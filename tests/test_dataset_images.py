@@ -1,7 +1,9 @@
 """The images of a data set: the kinds that become grey or RGB, and the one line that is said about everything else."""
 
 import shutil
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from training import image_decoding
 from training.dataset import ImageFolderDataset
+from training.image_grid import save_image_grid
 
 # --- kinds of images
 
@@ -70,8 +73,6 @@ def test_all_sorts_of_grey_are_still_grey(tmp_path):
 
 def test_sixteen_bits_of_colour(tmp_path):
     # Pillow cannot write such a PNG: colour type 2, depth 16, no filter.
-    import struct
-    import zlib
     values = pixels(0, 4, 4, 3, high=65536, dtype=np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -97,6 +98,132 @@ def test_wrong_channels_and_size_are_still_noticed_when_the_scan_was_spared(tmp_
     path = write(tmp_path / "a.zip", rgb_files(1))
     assert "in colour" in refusal(lambda: ImageFolderDataset(path, resolution=8, num_channels=1)[0])
     assert "expected 16 wide" in refusal(lambda: ImageFolderDataset(path, resolution=16, num_channels=3)[0])
+
+
+# --- photos stored in another orientation
+
+PHOTO = np.repeat(np.repeat(np.uint8([[[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 250]], [[0, 0, 0], [250, 250, 0], [0, 250, 250], [250, 0, 250]]]),
+                            8, axis=0), 8, axis=1)          # [16, 32, 3], eight squares that differ
+
+STORED = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1], 5: lambda x: x.swapaxes(0, 1),
+          6: lambda x: np.rot90(x), 7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: np.rot90(x, -1)}     # upright -> as in the file
+
+
+def photo(orientation, kind):
+    """PHOTO, stored as cameras do that were held otherwise."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = dict(lossless=True) if kind == "webp" else {}
+    return encode(np.ascontiguousarray(STORED[orientation](PHOTO)), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("decoder", ["pyspng", "Pillow"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "mpo"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_photos_are_turned_upright(tmp_path, monkeypatch, orientation, kind, decoder):
+    if decoder == "Pillow":
+        monkeypatch.setattr(image_decoding, "pyspng", None)
+    path = write(tmp_path / "a.zip", {f"{i}.{kind.replace('mpo', 'jpg')}": photo(orientation, kind) for i in range(2)})
+    data = ImageFolderDataset(path)
+    assert data.image_shape == [3, 16, 32]
+    assert np.abs(data[1][0].astype(int) - PHOTO.transpose(2, 0, 1)).mean() <= (20 if kind in ("jpeg", "mpo") else 0)     # lossy
+    assert [note for note in data.notes if "2 of 2 images are turned upright" in note and str(path) in note] == (data.notes if orientation > 1 else [])
+    assert image_decoding.parse_header(photo(orientation, kind))[:2] == (32, 16)
+
+
+def test_a_landscape_photo_with_orientation_6_is_a_portrait(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {"0.jpg": encode(pixels(0, 8, 16, 3), "jpeg", exif=exif), "1.jpg": encode(pixels(0, 16, 8, 3), "jpeg")}
+    data = ImageFolderDataset(write(tmp_path / "folder", files))
+    assert data.image_shape == [3, 16, 8] and "1 of 2 images are turned upright" in data.notes[0]
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_chunk(png, kind, content, before):
+    at = png.index(before) - 4
+    return png[:at] + png_chunk(kind, content) + png[at:]
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+WAYS = {
+    "EXIF in front of the pixels": (b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0", b"IDAT"),
+    "EXIF behind the pixels": (b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0", b"IEND"),
+    "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP, b"IDAT"),
+}
+
+
+@pytest.mark.parametrize("filler", [0, 5000, 50000], ids=["short", "long", "longer"])
+@pytest.mark.parametrize("case", WAYS)
+def test_wherever_a_png_says_so(tmp_path, case, filler):
+    png = with_chunk(encode(np.ascontiguousarray(STORED[6](PHOTO))), b"prVt", b"x" * filler, b"IDAT")
+    data = ImageFolderDataset(write(tmp_path / "a.zip", {"0.png": with_chunk(png, *WAYS[case])}))
+    assert data.image_shape == [3, 16, 32]
+    np.testing.assert_array_equal(data[0][0], PHOTO.transpose(2, 0, 1))
+
+
+def test_metadata_of_any_length(tmp_path):
+    """As with a thumbnail in them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for length in (0, 3000, 4000, 4100, 5000, 32000, 33000, 60000):
+        exif[0x9286] = "x" * length
+        for kind in ("png", "jpeg", "webp"):
+            data = ImageFolderDataset(write(tmp_path / f"{length}{kind}.zip", {f"0.{kind}": encode(pixels(0, 8, 16, 3), kind, exif=exif)}))
+            assert data.image_shape == [3, 16, 8] and data[0][0].shape == (3, 16, 8) and "1 of 1" in data.notes[0], (length, kind)
+
+
+def test_broken_metadata_do_not_matter(tmp_path):
+    png = with_chunk(encode(PHOTO), b"eXIf", b"nonsense", b"IDAT")
+    jpeg = encode(PHOTO, "jpeg", exif=b"Exif\0\0nonsense")
+    data = ImageFolderDataset(write(tmp_path / "a.zip", {"0.png": png, "1.jpg": jpeg}))
+    assert data.image_shape == [3, 16, 32] and data.notes == []
+    np.testing.assert_array_equal(data[0][0], PHOTO.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind, image", [("png", pixels(0, 16, 16, high=65536, dtype=np.uint16)), ("png", pixels(0, 16, 16)),
+                                         ("tiff", pixels(0, 16, 16, high=65536, dtype=np.uint16)), ("png", pixels(0, 16, 16, 4))])
+def test_other_kinds_of_pixels_are_turned(tmp_path, kind, image):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = ImageFolderDataset(write(tmp_path / "a.zip", {f"0.{kind}": encode(image, kind, exif=exif)}))
+    upright = np.rot90(image, -1) >> (8 if image.dtype == np.uint16 else 0)
+    np.testing.assert_array_equal(data[0][0], upright.reshape(16, 16, -1)[..., :3].transpose(2, 0, 1))
+
+
+# --- sheets of images among the images
+
+@pytest.mark.parametrize("form", ["a.zip", "folder"])
+@pytest.mark.parametrize("name", ["grid.png", "reals.png", "fakes_init.png", "fakes000040.png", "views000000_008.png", "curves.png", "metrics.png"])
+def test_a_sheet_does_not_spoil_a_folder_of_images(tmp_path, name, form):
+    files = {f"seed{i:04d}.png": encode(pixels(i, 8, 8, 3)) for i in range(4)}
+    path = write(tmp_path / form, {name: encode(pixels(9, 16, 16, 3)), **files})
+    data = ImageFolderDataset(path)
+    note, = data.notes
+    assert len(data) == 4 and data.image_shape == [3, 8, 8] and name in note and "left out" in note and str(path) in note
+    assert len(ImageFolderDataset(path, resolution=8, num_channels=3)) == 4
+
+
+def test_a_sheet_of_one_image_is_known_by_its_mark(tmp_path):
+    path = write(tmp_path / "folder", rgb_files(2))
+    save_image_grid(pixels(0, 1, 3, 8, 8), str(path / "grid.png"), (1, 1))
+    assert len(ImageFolderDataset(path)) == 2
+
+
+def test_images_that_are_called_like_sheets_stay(tmp_path):
+    names = ["grid.png", "fakes000001.png", "fakes000002.png", "other.png"]
+    assert len(ImageFolderDataset(write(tmp_path / "folder", {name: encode(pixels(0, 8, 8, 3)) for name in names}))) == 4
+    assert len(ImageFolderDataset(write(tmp_path / "a.zip", {name: encode(pixels(0, 8, 8, 3)) for name in names[1:3]}))) == 2
+
+
+def test_training_runs_inside_the_folder_do_not_spoil_it(tmp_path):
+    run = {f"00000-raycond2/{name}": encode(pixels(0, 16, 8, 3)) for name in ("reals.png", "fakes_init.png", "mine.png")}
+    path = write(tmp_path / "folder", dict(rgb_files(), **run, **{"00000-raycond2/training_options.json": b"{}"}))
+    data = ImageFolderDataset(path)
+    assert len(data) == 4 and "3 images of training runs (00000-raycond2/)" in data.notes[0]
 
 
 # --- bad files

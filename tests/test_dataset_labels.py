@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import camera_label, labelled, refusal, rgb_files, with_cameras, with_labels, write
+from dataset_helpers import camera_label, encode, labelled, pixels, refusal, rgb_files, with_cameras, with_labels, write
 
-from camera_utils import Camera
+from camera_utils import Camera, load_camera_file
+from metrics.scene_ids import read_scene_ids
 from training.dataset import ImageFolderDataset
 from training.labels import Labels
 
@@ -114,9 +115,55 @@ def test_no_dataset_json(tmp_path):
     assert str(path) in message and "no dataset.json" in message and "--cond=1" in message
 
 
-def test_dataset_json_one_folder_down(tmp_path):
-    path = write(tmp_path / "a.zip", {f"ffhq/{name}": data for name, data in with_cameras(rgb_files()).items()})
+def test_dataset_json_one_folder_down_with_images_beside_that_folder(tmp_path):
+    path = write(tmp_path / "a.zip", {f"ffhq/{name}": data for name, data in with_cameras(rgb_files()).items()} | {"a.png": encode(pixels(0, 8, 8, 3))})
     assert "ffhq/dataset.json" in refusal(lambda: ImageFolderDataset(path, use_labels=True))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("form", ["a.zip", "folder"])
+def test_a_byte_order_mark_does_no_harm(tmp_path, form, encoding):
+    document = json.dumps({"labels": [[name, [1.0]] for name in rgb_files()]}).encode(encoding)
+    path = write(tmp_path / form, dict(rgb_files(), **{"dataset.json": document}))
+    assert ImageFolderDataset(path, use_labels=True).label_dim == 1
+
+
+DOCUMENTS = {
+    "pairs": lambda pairs: {"labels": pairs}, "object": lambda pairs: {"labels": dict(pairs)}, "pairs alone": lambda pairs: pairs,
+    "object alone": lambda pairs: dict(pairs), "dots": lambda pairs: {"labels": [[f"./{name}", label] for name, label in pairs]},
+    "a folder around the names": lambda pairs: {"labels": [[f"ffhq/{name}", label] for name, label in pairs]},
+    "no folder around the names": lambda pairs: {"labels": [[name.partition("/")[2], label] for name, label in pairs]},
+    "names of another machine": lambda pairs: {"labels": [["D:\\ffhq\\" + name.replace("/", "\\"), label] for name, label in pairs]},
+}
+
+
+@pytest.mark.parametrize("case", DOCUMENTS)
+def test_forms_of_dataset_json(tmp_path, case):
+    pairs = [[name, camera_label(i)] for i, name in enumerate(sorted(rgb_files()))]
+    path = write(tmp_path / "a.zip", dict(rgb_files(), **{"dataset.json": json.dumps(DOCUMENTS[case](pairs)).encode()}))
+    data = ImageFolderDataset(path, use_labels=True)
+    np.testing.assert_array_equal([data.get_label(i) for i in range(4)], np.float32([camera_label(i) for i in range(4)]))
+    (tmp_path / "cameras.json").write_text(json.dumps(DOCUMENTS[case](pairs)), encoding="utf-8-sig")       # what trains is a camera file, too
+    np.testing.assert_array_equal(load_camera_file(tmp_path / "cameras.json").to_label(), np.float32([camera_label(i) for i in range(4)]))
+
+
+def test_scenes_may_be_called_as_labels_are(tmp_path):
+    pairs = [[f".\\ffhq\\{name}", i // 2] for i, name in enumerate(sorted(rgb_files()))]
+    path = write(tmp_path / "a.zip", dict(rgb_files(), **{"dataset.json": json.dumps({"scenes": pairs}).encode("utf-8-sig")}))
+    assert read_scene_ids(str(path)).tolist() == [0, 0, 1, 1]
+
+
+def test_scenes_that_do_not_meet_are_shown_from_both_sides(tmp_path):
+    document = {"scenes": [["00000/IMG.png", 1]]}
+    path = write(tmp_path / "a.zip", dict(rgb_files(), **{"dataset.json": json.dumps(document).encode()}))
+    message = refusal(lambda: read_scene_ids(str(path)))
+    assert "4 of 4 images" in message and "00000/img00000000.png" in message and "00000/IMG.png" in message
+
+
+def test_names_that_do_not_meet_are_shown_from_both_sides(tmp_path):
+    pairs = [[name.replace("img", "IMG"), [1.0]] for name in rgb_files()]
+    message = refusal(lambda: ImageFolderDataset(write(tmp_path / "a.zip", with_labels(rgb_files(), pairs)), use_labels=True))
+    assert "4 of 4 images" in message and "00000/img00000000.png" in message and "00000/IMG00000000.png" in message
 
 
 # --- cameras

@@ -3,16 +3,25 @@
 import errno
 import http.server
 import io
+import json
 import os
+import re
+import shlex
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
+from helpers import assert_refused
 
 import dnnlib
-from dnnlib import EasyDict, UserError
+from dnnlib import EasyDict, UserError, cli
 from dnnlib.util import (
     Logger,
+    Screen,
     closest,
     construct_class_by_name,
     format_time,
@@ -21,8 +30,11 @@ from dnnlib.util import (
     is_at_hand,
     naming,
     open_url,
+    parse_json,
     usable_cores,
 )
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_easy_dict():
@@ -38,8 +50,8 @@ def test_easy_dict():
 
 
 def test_user_error_is_one_line_and_a_value_error():
-    error = UserError("first\n   second")
-    assert error.format_message() == "first second" and isinstance(error, ValueError) and error.exit_code == 1
+    error = UserError("first\n   second\x1b[31m\x07")
+    assert error.format_message() == "first second\\x1b[31m\\x07" and isinstance(error, ValueError) and error.exit_code == 1
 
 
 @pytest.mark.parametrize("name, hint", [("fhq", "did you mean FFHQ? "), ("CARDS", "did you mean cars? "), ("xyz", ""), ("", "")])
@@ -169,6 +181,164 @@ def test_open_url_tries_again_and_gives_up_in_one_line(server, cache):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What commands share.
+
+def commands():
+    """Each command of the project by its name."""
+    import calc_metrics
+    import gen_images
+    import legacy
+    import train
+    from dataset_preprocessing.procedural.cli import main as render
+    from demo.run import main as demo
+    from metrics import pose_regressor, scene_embedding
+    return dict(train=train.main, gen_images=gen_images.main, calc_metrics=calc_metrics.main, prepare=calc_metrics.main.commands["prepare"],
+                legacy=legacy.main, pose_regressor=pose_regressor.main, scene_embedding=scene_embedding.main, render=render, demo=demo)
+
+
+def test_every_command_has_what_all_share_and_every_path_expands_the_home_folder():
+    expanded = set()
+    for name, command in commands().items():
+        assert isinstance(command, (cli.Command, cli.Group)), name
+        for option in command.params:
+            words = set(re.split(r"[^A-Z]+", option.metavar or ""))
+            assert isinstance(option.type, cli.PathType) == bool(words & {"DIR", "ZIP", "PKL", "FILE", "PATH", "PT"}), (name, option.opts)
+            if isinstance(option.type, cli.PathType):
+                expanded.add(max(option.opts, key=len))
+    assert expanded >= {"--outdir", "--data", "--resume", "--detector", "--pose-regressor", "--embedding", "--network", "--camera-file", "--images",
+                        "--source", "--dest"}
+
+
+@click.command(cls=cli.Command)
+@click.option("--path", type=cli.PATH)
+@click.option("--detector", type=cli.KIND_PATH, multiple=True)
+@click.option("--name", type=cli.NAME)
+@click.option("--text", type=cli.TEXT)
+@click.option("--number", type=int)
+@click.option("--flag", is_flag=True)
+def show(**values):
+    print(json.dumps(values))
+
+
+def shown(*args):
+    result = CliRunner().invoke(show, args)
+    assert result.exit_code == 0, result.output
+    return {key: value for key, value in json.loads(result.stdout).items() if value}
+
+
+@pytest.mark.parametrize("given, expected", [
+    ("~/a.zip", "HOME/a.zip"), ("~", "HOME"), ("a~/b", "a~/b"), ("/~/b", "/~/b"), ("http://x.org/~me/a.pkl", "http://x.org/~me/a.pkl"),
+    ("file:///a/~b", "file:///a/~b"), ("auto", "auto"), ("~nobody-is-called-so/a", "~nobody-is-called-so/a"),
+])
+def test_a_leading_tilde_is_the_home_folder(monkeypatch, given, expected):
+    monkeypatch.setenv("HOME", "HOME")
+    assert shown(f"--path={given}") == dict(path=expected)
+    assert shown(f"--detector={given}", f"--detector=vgg16={given}") == dict(detector=[expected, f"vgg16={expected}"])
+
+
+def test_the_cache_folder_may_be_given_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", "~/cache")
+    assert dnnlib.make_cache_dir_path("a") == "/home/me/cache/a"
+
+
+def test_carriage_returns_of_windows_scripts_are_dropped():
+    assert shown("--path=a\r", "--name", "b\r", "--number=3\r", "--flag\r", "\r") == dict(path="a", name="b", number=3, flag=True)
+
+
+@pytest.mark.parametrize("option", ["--path", "--name", "--number", "--detector", "--text"])
+@pytest.mark.parametrize("bad", ["\x1b", "\x07", "\0", "\x7f", "\x9b", "\u2028"])
+def test_control_characters_are_refused_in_one_line(option, bad):
+    assert_refused(show, f"{option}=a{bad}b", says=[option, ascii(f"a{bad}b"), "control character"])
+
+
+@pytest.mark.parametrize("bad", ["\n", "\t", "a\rb"])
+def test_lines_are_refused_but_in_texts(bad):
+    assert_refused(show, f"--path=a{bad}b", says=["--path", "control character"])
+    assert shown(f"--text=a{bad}b") == dict(text=f"a{bad}b")
+
+
+@pytest.mark.parametrize("bad", ["a/b", "../b", "a\\b", "/"])
+def test_names_hold_no_separators(bad):
+    assert_refused(show, f"--name={bad}", says=[f"--name={bad}", "folder's name"])
+    assert shown("--name=a.b-c é~") == dict(name="a.b-c é~")
+
+
+class Terminal(io.TextIOWrapper):
+    """A text stream that holds bytes in some encoding, or fails."""
+
+    def __init__(self, encoding="ascii", error=None):
+        super().__init__(io.BytesIO(), encoding=encoding, write_through=True)
+        self.error = error
+
+    def write(self, text):
+        if self.error is not None:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_no_print_ends_a_command(monkeypatch, stream):
+    @click.command(cls=cli.Command)
+    def speak():
+        print("é", file=getattr(sys, stream), flush=True)
+        done.append(getattr(sys, stream).isatty())
+
+    closed = Terminal()
+    closed.close()
+    for broken, heard in ((Terminal(), b"\\xe9\n"), (Terminal("latin-1"), b"\xe9\n"), (Terminal("utf-8"), b"\xc3\xa9\n"), (closed, None), (None, None),
+                          (Terminal(error=OSError(errno.EIO, "gone")), None), (Terminal(error=OSError(errno.ENOSPC, "full")), None)):
+        monkeypatch.setattr(sys, stream, broken)
+        done = []
+        with pytest.raises(SystemExit) as end:
+            speak([])
+        assert end.value.code == 0 and done == [False] and getattr(sys, stream) is broken
+        assert heard is None or broken.buffer.getvalue() == heard
+
+
+def test_a_reader_that_leaves_is_still_an_error():
+    with pytest.raises(BrokenPipeError):
+        Screen(Terminal(error=BrokenPipeError(errno.EPIPE, "gone"))).write("a")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_files_do_not_take_the_place_of_closed_streams(tmp_path, closed):
+    """What C libraries print would go into the first files that the command opens."""
+    (tmp_path / "speak.py").write_text("""
+import os, click
+from dnnlib import cli
+@click.command(cls=cli.Command)
+def main():
+    print("é")
+    with open("out.txt", "w") as stream:
+        stream.write(str(stream.fileno() > 2))
+        stream.flush()
+        for number in (1, 2):
+            os.write(number, b"from C")
+main()
+""", encoding="utf-8")
+    command = f"{shlex.quote(sys.executable)} speak.py {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING="ascii"), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.txt").read_text() == "True"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSON.
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_with_a_byte_order_mark(encoding):
+    text = json.dumps({"é": [1]}, ensure_ascii=False)
+    assert parse_json(text.encode(encoding)) == parse_json("\ufeff" + text) == {"é": [1]}
+
+
+@pytest.mark.parametrize("bad", [b"", b"{", b"\xff", b"[" * 100000])
+def test_bad_json_is_a_value_error(bad):
+    with pytest.raises(ValueError):
+        parse_json(bad)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Log file.
 
 def test_logger_copies_both_streams(tmp_path, capsys):
@@ -205,6 +375,16 @@ def test_logger_survives_an_exception(tmp_path):
     assert sys.stdout is before
     logger.close()
     logger.write("ignored")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", None])
+def test_the_log_is_utf8_whatever_the_screen_is(tmp_path, monkeypatch, encoding):
+    stdout = None if encoding is None else Terminal(encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with Logger(str(tmp_path / "log.txt")):
+        print("é", os.fsdecode(b"\xe9"))
+    assert sys.stdout is stdout and (tmp_path / "log.txt").read_bytes() == "é \\udce9\n".encode()
+    assert stdout is None or stdout.buffer.getvalue() == b"\\xe9 \\udce9\n"
 
 
 def test_logger_without_a_file(capsys):

@@ -17,6 +17,7 @@ import gen_images
 from camera_utils import Camera, camera_for
 from torch_utils import persistence
 from training import networks_raycond2, networks_stylegan2
+from training.dataset import ImageFolderDataset
 
 ROOT = Path(__file__).parents[1]
 STATS = dict(pivot=[0.0, 0.0, 0.2], radius=2.7, focal=4.2647, focal_y=4.2647, principal_point=[0.5, 0.5], up="y", yaw_mean=0.11, pitch_mean=-0.07,
@@ -273,3 +274,13 @@ def test_the_command(files, tmp_path):
     assert "Wrote 4 images and grid.png to out." in done.stdout
     help_text = CliRunner().invoke(gen_images.main, ["--help"]).output
     assert "--yaw" in help_text and "python gen_images.py --network=network-snapshot-000100.pkl --seeds=0-7" in help_text
+
+
+def test_the_grid_does_not_spoil_the_folder_of_images(files, run, tmp_path):
+    for options in (["--seeds=0-3", "--grid"], ["--seeds=0", "--grid"]):
+        run("plain", *options)
+        data = ImageFolderDataset(tmp_path / "out")
+        assert len(data) == 4 and data.resolution == 16 and "grid.png" in data.notes[0]
+    data = ImageFolderDataset(tmp_path / "out", resolution=16, num_channels=3)
+    for seed in range(4):
+        assert_pixels(data[seed][0].transpose(1, 2, 0), expected(files["plain"][0], seed))

@@ -1,6 +1,7 @@
 """train.py as its users run it."""
 
 import functools
+import io
 import json
 import os
 import pickle
@@ -526,3 +527,44 @@ def test_refusals_of_data(tmp_path, camera_zip):
     refused(*base, "--data", write_dataset(tmp_path / "some.zip", [*camera_labels(7), None]), says=["some.zip", "label"])
     refused(*base, "--data", write_dataset(tmp_path / "short.zip", [label[:24] for label in camera_labels(8)]), says=["25"])
     assert not (tmp_path / "runs").exists()
+
+
+# --- what people type
+
+@pytest.mark.parametrize("desc, says", [("a/b", "--desc=a/b"), ("../up", "--desc=../up"), ("a\\b", "folder's name"), ("a\nb", "control character"),
+                                        ("x" * 300, "expected 255 at most")])
+@pytest.mark.parametrize("dry", [[], ["-n"]])
+def test_descriptions_that_make_no_folder_are_refused_before_anything_is_made(camera_zip, tmp_path, desc, says, dry):
+    refused(f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2-tiny", f"--desc={desc}", *dry, *SMALL, says=["--desc", says])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_values_as_shells_and_windows_leave_them(camera_zip, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "cameras.zip").write_bytes(Path(camera_zip).read_bytes())
+    code, output = run_train("--outdir=~/runs\r", "--data=~/cameras.zip\r", "--cfg=raycond2-tiny\r", "--desc=é b\r", "-n\r", "\r", *SMALL)
+    assert code == 0 and options_of(output)["run_dir"].startswith(str(tmp_path / "runs" / "00000-raycond2-tiny-cameras"))
+    assert options_of(output)["training_set_kwargs"]["path"] == str(tmp_path / "cameras.zip") and options_of(output)["run_dir"].endswith("-é b")
+
+
+def test_notes_of_the_data_are_part_of_the_plan(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(32):
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"photo{i}.jpg", exif=exif)
+    Image.new("RGB", (64, 64)).save(tmp_path / "grid.png")
+    code, output = run_train(f"--outdir={tmp_path / 'runs'}", f"--data={tmp_path}", "--cfg=stylegan2", "-n", *SMALL)
+    assert code == 0 and "32 of 32 images are turned upright" in output and "grid.png is a sheet" in output
+
+
+@pytest.mark.parametrize("screen", ["ascii", "none"])
+def test_a_screen_without_the_letters_and_no_screen_end_no_run(camera_zip, tmp_path, monkeypatch, screen):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) if screen == "ascii" else None
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr("training.training_loop.training_loop", lambda *args, **kwargs: print("it trained in", args[0]["run_dir"]))
+    with pytest.raises(SystemExit) as end:
+        train.main([f"--outdir={tmp_path / 'é'}", f"--data={camera_zip}", "--cfg=raycond2-tiny", "--desc=ü", *SMALL])
+    assert not end.value.code
+    run, = (tmp_path / "é").iterdir()
+    assert run.name.endswith("-ü") and f"it trained in {run}\n" in (run / "log.txt").read_text(encoding="utf-8")
+    assert stdout is None or rb"\xe9/00000" in stdout.buffer.getvalue()

@@ -224,7 +224,7 @@ def _compile(name: str, command: Sequence[str], target: Path) -> None:
     compiler = os.path.basename(command[0])
     started = time.monotonic()
     try:
-        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, errors="replace", timeout=BUILD_TIMEOUT_S)
         if verbosity == "full":
             print(" ".join(command), done.stdout, done.stderr, sep="\n", file=sys.stderr, flush=True)
         if done.returncode != 0 or not (aside / target.name).exists():
@@ -252,7 +252,7 @@ def _compiler_versions(*compilers: str) -> tuple[str, ...]:
     versions = []
     for compiler in compilers:
         try:
-            done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
+            done = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", timeout=60)
             versions.append(done.stdout)
         except (OSError, subprocess.TimeoutExpired):
             versions.append(f"{compiler}: none")        # the build will say what is wrong with it

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib import UserError
-from dnnlib.util import usable_cores
+from dnnlib.util import Screen, usable_cores
 from torch_utils import memory, signals
 
 
@@ -111,6 +112,7 @@ def _run(rank: int, function: Callable[..., Any], num_processes: int, device: st
     memory.keep_freed()
     if num_processes > 1:
         signals.end_with_parent()        # torch sends a signal then, but only once a process has started
+        sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
     mine = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
     if mine.type == "cuda":
         torch.cuda.set_device(mine)

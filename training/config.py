@@ -19,6 +19,7 @@ FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmar
         "image_snapshot_ticks", "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint", "aug")
 FILLED = ("cfg", "gamma", "resume", "batch", "aug", "cond", "snap")     # by a recipe
 FREE_OF_DATA = ("path", "max_size")      # of training_set_kwargs: a cluster may copy the data to another place for each job
+MAX_NAME = 255                           # bytes of a file's name
 MOST_WORKERS = 3                         # per process, where the user does not say
 
 
@@ -338,10 +339,14 @@ def keep_ray_convention(config: EasyDict, source: Any, rays_given: bool) -> list
 
 
 def next_run_dir(outdir: str, desc: str) -> str:
-    """OUTDIR/NNNNN-DESC with the first number after all that are there."""
+    """OUTDIR/NNNNN-DESC with the first number after all that are there. UserError for a name that is too long."""
     names = os.listdir(outdir) if os.path.isdir(outdir) else []
     taken = [int(match.group()) for name in names if (match := re.match(r"\d+", name))]
-    return os.path.join(outdir, f"{max(taken, default=-1) + 1:05d}-{desc}")
+    name = f"{max(taken, default=-1) + 1:05d}-{desc}"
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise UserError(f"--desc, --data: the run folder would be called {name}, {len(os.fsencode(name))} bytes, "
+                        f"expected {MAX_NAME} at most; give a shorter description, or a data set with a shorter name")
+    return os.path.join(outdir, name)
 
 
 def save_options(config: dict) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnlib import EasyDict, UserError
+from dnnlib.util import parse_json
 from training import training_state
 from training.config import FREE, FREE_OF_DATA
 from training.status import read_stats
@@ -198,8 +199,8 @@ def _runs(outdir: str) -> Iterator[tuple[str, EasyDict]]:
 
 def _read_options(path: str) -> EasyDict:
     try:
-        with open(path, encoding="utf-8") as stream:
-            options = json.load(stream)
+        with open(path, "rb") as stream:
+            options = parse_json(stream.read())
         return _easy(options) if isinstance(options, dict) else EasyDict()
     except (OSError, ValueError):
         return EasyDict()

@@ -15,9 +15,9 @@ import torch
 import camera_utils
 from dnnlib import EasyDict
 from training import image_decoding
-from training.dataset_labels import LABEL_FILE, read_labels
-from training.image_files import DataError, open_files
-from training.image_scan import broken_image, image_names, scan
+from training.dataset_labels import read_labels
+from training.image_files import LABEL_FILE, DataError, open_files
+from training.image_scan import broken_image, list_images, scan
 from training.labels import Labels
 
 ITEM = np.dtype([("raw_idx", np.int64), ("mirrored", np.bool_)])    # which image, and whether it is mirrored
@@ -182,10 +182,11 @@ class Dataset(torch.utils.data.Dataset):
 
 
 class ImageFolderDataset(Dataset):
-    """The images in a folder (with those below it) or a zip, in the order of their names.
+    """The images in a folder (with those below it) or a zip, in the order of their names (docs/conventions.md).
 
-    Any format that Pillow opens. All grey: one channel; else RGB, and `notes` counts what was converted (alpha is dropped, 16-bit values keep
-    their high byte). Reading is safe in threads, forked and spawned workers. Raises DataError, one line, for whatever is wrong with the files.
+    Any format that Pillow opens, turned upright. All grey: one channel; else RGB, and `notes` counts what was converted
+    (alpha is dropped, 16-bit values keep their high byte). Reading is safe in threads, forked and spawned workers. Raises
+    DataError, one line, for whatever is wrong with the files.
     """
 
     def __init__(self,
@@ -197,19 +198,19 @@ class ImageFolderDataset(Dataset):
         assert num_channels in (None, 1, 3), num_channels
         self._path = os.fspath(path)
         self._files = open_files(self._path)
-        self._image_names = image_names(self._files.names)
+        self._image_names, notes = list_images(self._files)
         if not self._image_names:
             raise DataError(f"--data={self._path}: {len(self._files.names)} files, none of them an image; expected PNG, JPEG or the like")
         if resolution is not None and num_channels is not None:
-            shape, notes = (num_channels, resolution, resolution), []
+            shape, said = (num_channels, resolution, resolution), []
         else:
-            shape, notes = scan(self._files, self._image_names, num_channels)
+            shape, said = scan(self._files, self._image_names, num_channels)
         if resolution is not None and shape[1:] != (resolution, resolution):
             raise DataError(f"--data={self._path}: the images are {shape[2]} wide and {shape[1]} high, but --resolution={resolution}; "
                             "resize the images, or leave the resolution to the data")
         name = os.path.splitext(os.path.basename(os.path.abspath(self._path)))[0]
         super().__init__(name=name, raw_shape=[len(self._image_names), *shape], **super_kwargs)
-        self.notes += notes
+        self.notes += [*self._files.notes, *notes, *said]
         _ = self._labels            # read now, so that bad ones are found now
 
     def _load_raw_image(self, raw_idx: int) -> np.ndarray:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import posixpath
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from training.image_files import DataError, FolderFiles, ZipFiles
+from camera_utils.files import LABELS_FORM, describe, label_pairs
+from dnnlib.util import UserError, parse_json
+from training.image_files import LABEL_FILE, DataError, FolderFiles, ZipFiles, plain_name
 
-LABEL_FILE = "dataset.json"
 MAX_CLASSES = 2 ** 20
-EXPECTED = '{"labels": [["IMAGE NAME", [NUMBERS] or CLASS], ...]}'
+WITHOUT = "or train without labels (--cfg=stylegan2 --cond=0)"
 
 
 def read_labels(files: ZipFiles | FolderFiles, image_names: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -21,14 +23,31 @@ def read_labels(files: ZipFiles | FolderFiles, image_names: list[str]) -> tuple[
     """
     where = files.locate(LABEL_FILE)
     table, notes = _read_table(files, where)
+    table = meet_names(table, image_names)
     absent = [name for name in image_names if table.get(name) is None]
-    if absent:
-        raise DataError(f"{where}: {len(absent)} of {len(image_names)} images have no label, the first is {absent[0]}; "
-                        "add their labels, remove the images, or train without labels (--cfg=stylegan2 --cond=0)")
     extra = sorted(table.keys() - set(image_names))
+    if absent:
+        label = f" (a label without an image is that of {extra[0]})" if extra else ""
+        raise DataError(f"{where}: {len(absent)} of {len(image_names)} images have no label, the first is "
+                        f"{absent[0]}{label}; add their labels, remove the images, {WITHOUT}")
     if extra:
         notes.append(f"{where}: {len(extra)} labels are of images that are not there (the first is {extra[0]}); ignored")
     return _as_array([table[name] for name in image_names], image_names, where), notes
+
+
+def meet_names(table: dict[str, Any], image_names: list[str]) -> dict[str, Any]:
+    """The table by the images' own names. Where none meet, one side may count a folder around all that the other does not."""
+    if not table or not image_names or any(name in table for name in image_names):
+        return table
+    theirs, ours = _folder_around(table), _folder_around(image_names)
+    moved = {ours + name.removeprefix(theirs): entry for name, entry in table.items()}
+    return moved if any(name in moved for name in image_names) else table
+
+
+def _folder_around(names: Iterable[str]) -> str:
+    """'a/b/' where all names begin so; '' where they share no folder."""
+    common = posixpath.commonpath([posixpath.dirname(name) for name in names])
+    return common + "/" if common else ""
 
 
 def _read_table(files: ZipFiles | FolderFiles, where: str) -> tuple[dict[str, Any], list[str]]:
@@ -40,28 +59,19 @@ def _read_table(files: ZipFiles | FolderFiles, where: str) -> tuple[dict[str, An
             hint = f"there is {nested}: move it to the top, and name the images from there"
         raise DataError(f"--data={files.path}: labels are wanted (--cond=1, or a raycond preset), but there is no {LABEL_FILE}; {hint}")
     try:
-        document = json.loads(files.read(LABEL_FILE))
+        pairs = label_pairs(parse_json(files.read(LABEL_FILE)), where)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: no text in UTF-8 ({error}); expected {EXPECTED}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: invalid JSON ({error}); expected {EXPECTED}") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{where}: holds {_describe(document)}, expected {EXPECTED}")
-    labels = document.get("labels")
-    if labels is None:
-        raise DataError(f'{where}: has no "labels", but labels are wanted (--cond=1, or a raycond preset); add {EXPECTED}, '
-                        "or train without labels (--cfg=stylegan2 --cond=0)")
-    pairs = labels.items() if isinstance(labels, dict) else labels
-    if isinstance(pairs, (str, int, float)):
-        raise DataError(f'{where}: "labels" holds {_describe(labels)}, expected {EXPECTED}')
+        raise DataError(f"{where}: no text in UTF-8 ({error}); expected {LABELS_FORM}") from error
+    except UserError as error:
+        raise DataError(f"{error.message}, {WITHOUT}") from error
+    except ValueError as error:
+        raise DataError(f"{where}: invalid JSON ({error}); expected {LABELS_FORM}") from error
     table: dict[str, Any] = {}
     changed = 0
-    for position, pair in enumerate(pairs):
-        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise DataError(f'{where}: entry {position} of "labels" is {_describe(pair)}, expected ["IMAGE NAME", [NUMBERS] or CLASS]')
-        name = pair[0].replace("\\", "/")
-        changed += name in table and table[name] != pair[1]
-        table[name] = pair[1]
+    for spelled, label in pairs:
+        name = plain_name(spelled)
+        changed += name in table and table[name] != label
+        table[name] = label
     return table, [f"{where}: {changed} images are labelled again with other values; the last label counts"] if changed else []
 
 
@@ -71,11 +81,11 @@ def _as_array(labels: list, names: list[str], where: str) -> np.ndarray:
     for name, label in zip(names, labels):
         its_label = f"{where}: the label of {name}"
         if isinstance(label, list) != isinstance(first, list):
-            raise DataError(f"{its_label} is {_describe(label)}, that of {names[0]} {_describe(first)}; give all labels in one form")
+            raise DataError(f"{its_label} is {describe(label)}, that of {names[0]} {describe(first)}; give all labels in one form")
         if isinstance(label, list) and len(label) != len(first):
             raise DataError(f"{its_label} has {len(label)} numbers, that of {names[0]} {len(first)}; give all labels one length")
         if not all(type(value) in (int, float) for value in (label if isinstance(label, list) else [label])):
-            raise DataError(f"{its_label} is {_describe(label)}, expected a flat list of numbers, or a class number")
+            raise DataError(f"{its_label} is {describe(label)}, expected a flat list of numbers, or a class number")
         if not isinstance(label, list) and not (0 <= label < MAX_CLASSES and label == int(label)):
             raise DataError(f"{its_label} is {label}, expected a class number (0, 1, 2, ... {MAX_CLASSES - 1}), or a list of numbers")
     if not isinstance(first, list):
@@ -90,12 +100,3 @@ def _as_array(labels: list, names: list[str], where: str) -> np.ndarray:
         raise DataError(f"{where}: the label of {names[row]} holds {labels[row][column]} at position {column}, as {bad.any(axis=1).sum()} labels do, "
                         "expected finite numbers; correct or remove such images")
     return array
-
-
-def _describe(value: Any) -> str:
-    """A JSON value in a few words."""
-    if isinstance(value, list):
-        odd = [item for item in value if type(item) not in (int, float)]
-        return f"a list of {len(value)}" + (f" with {_describe(odd[0])} in it" if odd else "")
-    text = "an object" if isinstance(value, dict) else json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
+import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 from dnnlib.util import UserError
+from training.image_decoding import has_image_ending
 
+LABEL_FILE = "dataset.json"
+UTF8_NAME = 0x800                        # flag of a zip's member
 ZIP_HINT = "copy or download the file again; `unzip -t FILE` tests one"
 
 
@@ -33,28 +38,90 @@ def open_files(path: str | os.PathLike) -> ZipFiles | FolderFiles:
     return ZipFiles(path)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Names.
+
+def plain_name(name: str) -> str:
+    """The one spelling of a name: forward slashes, no `./`, accented letters as one character (NFC)."""
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def by_plain_name(path: str, stored: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """(stored name, entry) -> {plain name: entry}, without what systems leave behind (hidden files, __MACOSX).
+
+    Where all images lie in one folder together with dataset.json, names count from there. Raises DataError for two files
+    of one plain name.
+    """
+    entries: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for text, entry in stored:
+        name = plain_name(text)
+        if not name or any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+            continue
+        if spelled.setdefault(name, text) != text:
+            raise DataError(f"--data={path}: {spelled[name]!r} and {text!r} are the same name in two spellings; "
+                            "remove or rename one")
+        entries[name] = entry
+    labels = [name for name in entries if name.endswith("/" + LABEL_FILE)]
+    if LABEL_FILE in entries or not labels:
+        return entries
+    top = min(labels, key=lambda name: (name.count("/"), name)).removesuffix(LABEL_FILE)
+    if not all(name.startswith(top) for name in entries if has_image_ending(name)):
+        return entries
+    return {name.removeprefix(top): entry for name, entry in entries.items() if name.startswith(top)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders and zips.
+
+def walk(path: str) -> tuple[list[str], list[str]]:
+    """Files below a folder, links followed, and the links that lead back to a folder above them; relative to the folder."""
+    def identity(folder: str) -> tuple[int, int]:
+        state = os.stat(folder)
+        return state.st_dev, state.st_ino
+
+    files, loops = [], []
+    above = {path: frozenset([identity(path)])}          # of each folder to visit: itself and the folders that lead there
+    for folder, subfolders, names in os.walk(path, onerror=_raise, followlinks=True):
+        files += [os.path.relpath(os.path.join(folder, name), path) for name in names]
+        ours = above.pop(folder)
+        for name in list(subfolders):
+            subfolder = os.path.join(folder, name)
+            its = identity(subfolder)
+            if its in ours:
+                subfolders.remove(name)
+                loops.append(os.path.relpath(subfolder, path))
+            else:
+                above[subfolder] = ours | {its}
+    return files, loops
+
+
 class FolderFiles:
     """The files below a folder; names are relative to it, with forward slashes."""
 
     def __init__(self, path: str):
         self.path = path
         try:
-            self.names = [os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
-                          for folder, _, names in os.walk(path, onerror=_raise) for name in names]
+            found, loops = walk(path)
         except OSError as error:
             raise DataError(f"--data={path}: cannot list {error.filename}: {error.strerror}; check its permissions") from error
+        in_utf8 = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in found]
+        self._stored = by_plain_name(path, zip(in_utf8, found))
+        self.names = list(self._stored)
+        self.notes = [f"{self.path}: {min(loops)} leads back to a folder above it; not followed"] if loops else []
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The file's content, or its first `limit` bytes."""
         try:
-            with open(os.path.join(self.path, name), "rb") as stream:
+            with open(self.locate(name), "rb") as stream:
                 return stream.read(-1 if limit is None else limit)
         except OSError as error:
             raise DataError(f"{self.locate(name)}: cannot read it: {error.strerror or error}; check its permissions and the disk") from error
 
     def locate(self, name: str) -> str:
-        """How messages call the file."""
-        return os.path.join(self.path, name)
+        """How messages call the file, and where it is."""
+        return os.path.join(self.path, self._stored.get(name, name))
 
     def close(self) -> None:
         pass
@@ -69,6 +136,7 @@ class ZipFiles:
 
     def __init__(self, path: str):
         self.path = path
+        self.notes: list[str] = []
         self._fd: int | None = None
         try:
             with zipfile.ZipFile(path) as archive:
@@ -78,18 +146,19 @@ class ZipFiles:
             raise DataError(f"--data={path}: {size} bytes that are no zip, or one cut short ({error}); {ZIP_HINT}") from error
         except OSError as error:
             raise DataError(f"--data={path}: cannot open it: {error.strerror or error}; expected a folder or a readable zip") from error
-        self._members = {}
         for info in infos:
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 what = "encrypted" if info.flag_bits & 1 else f"packed by zip method {info.compress_type}"
-                raise DataError(f"{self.locate(info.filename)}: {what}; expected a plain zip: unpack it and give the folder, or repack it "
-                                "with `zip -0 -r`")
-            self._members[info.filename] = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
+                raise DataError(f"{path}: {info.filename}: {what}; expected a plain zip: unpack it and give the folder, or "
+                                "repack it with `zip -0 -r`")
+        members = [(_member_name(info), info.header_offset, info.compress_size, info.compress_type, info.CRC)
+                   for info in infos if not info.filename.endswith("\\")]
+        self._members = by_plain_name(path, [(member[0], member) for member in members])
         self.names = list(self._members)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The member's content, checked against its checksum; or its first `limit` bytes, unchecked."""
-        header_offset, size, method, checksum = self._members[name]
+        _, header_offset, size, method, checksum = self._members[name]
         deflated = method == zipfile.ZIP_DEFLATED
         # Deflate can grow data it cannot shrink by a few bytes in each block.
         wanted = size if limit is None else min(size, limit + 64 if deflated else limit)
@@ -111,16 +180,21 @@ class ZipFiles:
         return header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
 
     def _pread(self, size: int, offset: int) -> bytes:
-        if self._fd is None:
-            self._fd = os.open(self.path, os.O_RDONLY)
-        data = os.pread(self._fd, size, offset)
+        if hasattr(os, "pread"):
+            if self._fd is None:
+                self._fd = os.open(self.path, os.O_RDONLY)
+            data = os.pread(self._fd, size, offset)
+        else:                            # Windows
+            with open(self.path, "rb") as stream:
+                stream.seek(offset)
+                data = stream.read(size)
         if len(data) != size:
             raise OSError(f"the file ends {size - len(data)} bytes early")
         return data
 
     def locate(self, name: str) -> str:
         """How messages call the member."""
-        return f"{self.path}: {name}"
+        return f"{self.path}: {self._members[name][0] if name in self._members else name}"
 
     def close(self) -> None:
         if self._fd is not None:
@@ -137,3 +211,13 @@ class ZipFiles:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """A name without the flag for UTF-8 is taken for the DOS code page 437. macOS writes UTF-8 all the same."""
+    if info.flag_bits & UTF8_NAME or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dnnlib.util import open_whole
+from training.image_decoding import SHEET
 
 
-def save_image(image: np.ndarray, path: str) -> None:
-    """uint8 [C, H, W] with one or three channels -> an image file, written aside and renamed."""
+def save_image(image: np.ndarray, path: str, **options: Any) -> None:
+    """uint8 [C, H, W] with one or three channels -> an image file, written aside and renamed. options: Pillow's."""
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[0] in (1, 3), f"{image.dtype} {image.shape}, expected uint8 [1 or 3, H, W]"
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
     kind = Image.registered_extensions()[os.path.splitext(path)[1].lower()]
     with open_whole(path) as stream:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(stream, kind)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(stream, kind, **options)
 
 
 def make_image_grid(images: np.ndarray, grid_size: tuple[int, int]) -> np.ndarray:
@@ -28,5 +31,7 @@ def make_image_grid(images: np.ndarray, grid_size: tuple[int, int]) -> np.ndarra
 
 
 def save_image_grid(images: np.ndarray, path: str, grid_size: tuple[int, int]) -> None:
-    """Writes uint8 [N, C, H, W] as one sheet; grid_size = (columns, rows)."""
-    save_image(make_image_grid(images, grid_size), path)
+    """Writes uint8 [N, C, H, W] as one PNG, with the mark of a sheet; grid_size = (columns, rows)."""
+    mark = PngInfo()
+    mark.add_text(*SHEET)
+    save_image(make_image_grid(images, grid_size), path, pnginfo=mark)

@@ -1,7 +1,9 @@
-"""A look at the headers of all images of a data set: one size? grey or colour?"""
+"""Which files of a data set are its images, and a look at their headers: one size? grey or colour? upright?"""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +11,46 @@ from concurrent.futures import ThreadPoolExecutor
 import PIL
 
 from training import image_decoding
-from training.image_files import DataError, FolderFiles, ZipFiles
+from training.image_files import LABEL_FILE, DataError, FolderFiles, ZipFiles
+
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+RUN_FILE = "training_options.json"       # marks a run folder
+# What commands write beside images.
+SHEET_NAMES = re.compile(r"(.*/)?(grid|reals|curves|metrics|(fakes|views)(_init|[0-9]{6}[0-9_.]*))\.png")
 
 
-def image_names(names: Sequence[str]) -> list[str]:
-    """The names with an image's ending, sorted; not what operating systems leave behind (hidden files, __MACOSX)."""
-    endings = image_decoding.extensions()
-    return sorted(name for name in names if name[name.rfind("."):].lower() in endings
-                  and not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")))
+def list_images(files: ZipFiles | FolderFiles) -> tuple[list[str], list[str]]:
+    """The images of a data set in their order, and notes for the log.
+
+    Sheets of images (grid.png and the like) and run folders are left out. With a dataset.json the order is that of the
+    names' letters, as in StyleGAN3 and EG3D; without it, numbers in the names are compared as numbers.
+    """
+    found = [name for name in files.names if image_decoding.has_image_ending(name)]
+    runs = tuple(name.removesuffix(RUN_FILE) for name in files.names if name.endswith("/" + RUN_FILE))
+    names = [name for name in found if not name.startswith(runs)]
+    notes = []
+    if len(names) < len(found):
+        notes.append(f"{files.path}: {len(found) - len(names)} images of training runs ({min(runs)}) are left out")
+    sheets = _sheets(files, names)
+    if sheets:
+        names = [name for name in names if name not in sheets]
+        notes.append(f"{files.path}: {min(sheets)} is a sheet that a command wrote, not one of the images; "
+                     + ("it is left out" if len(sheets) == 1 else f"it and {len(sheets) - 1} more are left out"))
+    return sorted(names, key=None if LABEL_FILE in files.names else natural), notes
+
+
+def natural(name: str) -> tuple[str, str]:
+    """Sorts img2 before img10. Names whose numbers are padded with zeros keep the order of their letters."""
+    return re.sub("[0-9]+", lambda number: number[0].zfill(32), name), name
+
+
+def _sheets(files: ZipFiles | FolderFiles, names: Sequence[str]) -> set[str]:
+    """Those that are called like a sheet and carry its mark or (earlier versions had none) have not the images' size."""
+    candidates = [name for name in names if SHEET_NAMES.fullmatch(name)]
+    other = next((name for name in sorted(names) if not SHEET_NAMES.fullmatch(name)), None) if candidates else None
+    size = None if other is None else _read_header(files, other)[:2]
+    return {name for name in candidates if image_decoding.is_sheet(files.read(name, 1 << 12))
+            or (size is not None and _read_header(files, name)[:2] != size)}
 
 
 def scan(files: ZipFiles | FolderFiles, names: Sequence[str], num_channels: int | None) -> tuple[tuple[int, int, int], list[str]]:
@@ -35,7 +69,12 @@ def scan(files: ZipFiles | FolderFiles, names: Sequence[str], num_channels: int 
                             f"{first.height} high; expected images of one size: resize or crop them first")
     if num_channels is None:
         num_channels = 1 if all(header.is_grey for header in headers) else 3
-    return (num_channels, first.height, first.width), _notes(files.path, Counter(header.kind for header in headers), num_channels)
+    notes = _notes(files.path, Counter(header.kind for header in headers), num_channels)
+    turned = sum(header.turned for header in headers)
+    if turned:
+        notes.append(f"{files.path}: {turned} of {len(headers)} images are turned upright, as the orientation in their "
+                     "metadata (EXIF) says")
+    return (num_channels, first.height, first.width), notes
 
 
 def _notes(path: str, kinds: Counter, num_channels: int) -> list[str]:
@@ -48,14 +87,13 @@ def _notes(path: str, kinds: Counter, num_channels: int) -> list[str]:
 
 
 def _read_header(files: ZipFiles | FolderFiles, name: str) -> image_decoding.ImageHeader:
-    """Of a PNG the first bytes suffice, of most other formats the first kilobytes."""
-    header = image_decoding.parse_png_header(files.read(name, image_decoding.HEADER_BYTES))
-    if header is not None:
-        return header
-    try:
-        return image_decoding.parse_header(files.read(name, 1 << 15))
-    except Exception:               # perhaps the header needs more; if the file is broken, the next attempt fails too
-        data = files.read(name)
+    """Of most images the first kilobytes suffice; of a TIFF no part does, for its header may lie anywhere."""
+    for limit in (1 << 12, 1 << 15):
+        data = files.read(name, limit)
+        with contextlib.suppress(Exception):        # perhaps the header needs more; a broken file fails again below
+            if not data.startswith(TIFF_SIGNATURES):
+                return image_decoding.parse_header(data)
+    data = files.read(name)
     try:
         return image_decoding.parse_header(data)
     except Exception as error:      # decoders raise whatever they like

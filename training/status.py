@@ -169,7 +169,11 @@ def _tensorboard_writer(run_dir: str, kimg: int) -> Any:
     except ImportError:
         print("TensorBoard is not installed (pip install tensorboard): no event files; stats.jsonl holds all numbers.")
         return None
-    return SummaryWriter(run_dir, purge_step=kimg or None)
+    try:
+        return SummaryWriter(run_dir, purge_step=kimg or None)
+    except UnicodeEncodeError:           # TensorBoard takes names in UTF-8 only, whatever the locale is
+        print(f"TensorBoard cannot write into {run_dir}: no event files; stats.jsonl holds all numbers.")
+        return None
 
 
 def read_stats(run_dir: str) -> list[dict]:
@@ -178,7 +182,7 @@ def read_stats(run_dir: str) -> list[dict]:
     with open(os.path.join(run_dir, "stats.jsonl"), encoding="utf-8", errors="replace") as stream:
         for line in stream:
             with contextlib.suppress(ValueError):
-                record = json.loads(line) if line.endswith("\n") else None
+                record = dnnlib.util.parse_json(line) if line.endswith("\n") else None
                 records += [record] if isinstance(record, dict) else []
     return records
 

@@ -186,7 +186,7 @@ def load(path: str, mmap: bool = False) -> dict[str, Any]:
     """A state on the CPU; nothing in the file is run. UserError where it is none, or is damaged. `mmap`: for a look, since the tensors stay on the disk."""
     try:
         _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and _is_utf8(path))
     except UserError as error:
         raise UserError(f"{path}: no training state: {error.message}") from error
     except OSError as error:
@@ -199,6 +199,15 @@ def load(path: str, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"{path}: a training state of format {state['format']}; this version of the project reads {FORMAT_VERSION}")
     _check_kinds(state, path)
     return state
+
+
+def _is_utf8(path: str) -> bool:
+    """torch maps no file with another name, as there are in folders from old systems and in the locale C."""
+    try:
+        path.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_archive(path: str) -> None:

@@ -9,10 +9,11 @@ import click
 
 from dataset_preprocessing.procedural.dataset import MAX_DATASET_SEED, SCENES_PER_SEED, render_dataset
 from dataset_preprocessing.procedural.kinds import KINDS
-from dnnlib.util import UserError, format_time
+from dnnlib import UserError, cli
+from dnnlib.util import format_time
 
 
-@click.command(epilog="""\b
+@click.command(cls=cli.Command, epilog="""\b
 Examples:
   # 20,000 heads at 32 px, one view each
   python dataset_preprocessing/procedural/render.py --kind=heads --scenes=20000 --resolution=32 --dest=heads-32.zip
@@ -26,7 +27,7 @@ Examples:
 @click.option("--resolution",      help="Width and height of the images", metavar="PIXELS", type=int, default=32, show_default=True)
 @click.option("--supersample",     help="Rays per pixel and axis; 1 leaves the edges jagged", metavar="INT", type=int, default=2, show_default=True)
 @click.option("--seed",            help="Data sets of different seeds share no scene", metavar="INT", type=int, default=0, show_default=True)
-@click.option("--dest",            help="What to write: FILE.zip, or a folder", metavar="PATH", type=str, required=True)
+@click.option("--dest",            help="What to write: FILE.zip, or a folder", metavar="PATH", type=cli.PATH, required=True)
 @click.option("--format", "file_format", help="Of the images", type=click.Choice(["png"]), default="png", show_default=True)
 @click.option("--workers",         help="Processes; 0 or 1 renders in this one  [default: one per core]", metavar="INT", type=int)
 @click.option("--force",           help="Replace what is at --dest", is_flag=True)
