@@ -329,6 +329,21 @@ def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path):
         nets.assert_same_results(results, metric_main.calc_metric(name, **kwargs).results)
 
 
+def test_path_length_does_not_depend_on_the_number_of_threads(detector):
+    """It divides rounding by 1e-8, so each path is computed on one thread."""
+    G, threads, seen = nets.stylegan2(res=32), torch.get_num_threads(), set()
+    G.synthesis.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    try:
+        values = []
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            values.append(value("ppl2_wend6", **options(G, "", detector, labels=False)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert values[0] == values[1] == values[2] and seen == {1}
+
+
 # --- the cache of real statistics
 
 @contextlib.contextmanager
