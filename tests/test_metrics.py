@@ -317,7 +317,7 @@ def test_training_goes_on_as_if_nothing_had_happened(camera_zip, detector):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in G.state_dict().items())
 
 
-def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path):
+def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path, one_thread):
     names = ["fid10_full", "kid10", "pr103_full", "ppl2_wend10", "eqt10_frac", "is10"]
     kwargs = options(nets.raycond3(), camera_zip32, detector)
     torch.multiprocessing.spawn(nets.worker, (f"tcp://127.0.0.1:{distributed.free_port()}", kwargs, [*names, "ranks"], str(tmp_path / "two.json")),
