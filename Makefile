@@ -12,6 +12,10 @@ RUN    := $(VENV)/bin/python
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 
+# Tests run in so many processes with one thread each, a file in one of them.  ARGS="-n 0" runs them in one.
+WORKERS ?= 2
+QUICK   := -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+
 .PHONY: help demo test test-slow test-cpus lint clean
 .DEFAULT_GOAL := help
 
@@ -31,7 +35,7 @@ demo: $(READY)
 	@$(RUN) demo/run.py $(ARGS)
 
 test: $(READY)
-	@$(RUN) -m pytest -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) $(QUICK) $(ARGS)
 
 # pytest ends with 5 where no test is marked slow.
 test-slow: $(READY)
@@ -45,7 +49,7 @@ as_avx2   := ATEN_CPU_CAPABILITY=avx2    ONEDNN_MAX_CPU_ISA=AVX2        MKL_ENAB
 as_avx512 := ATEN_CPU_CAPABILITY=avx512  ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512 RAYCOND_OPS_MARCH=x86-64-v4 OMP_NUM_THREADS=4
 
 test-cpus: $(READY)
-	@failed=; $(foreach cpu,$(CPUS),echo "$(cpu): $(as_$(cpu))"; env $(as_$(cpu)) $(RUN) -m pytest -m "not slow" $(ARGS) || failed="$$failed $(cpu)";) \
+	@failed=; $(foreach cpu,$(CPUS),echo "$(cpu): $(as_$(cpu))"; env $(as_$(cpu)) $(RUN) $(QUICK) $(ARGS) || failed="$$failed $(cpu)";) \
 	[ -z "$$failed" ] || { echo "failed as:$$failed"; exit 1; }
 
 lint: $(READY)
