@@ -9,7 +9,7 @@ import torch
 
 from metrics.metric_main import register_metric
 from metrics.options import MetricOptions
-from metrics.samples import Batch, count_broken, gather_rows, iterate_samples, rng
+from metrics.samples import Batch, count_broken, each_on_one_thread, gather_rows, iterate_samples, rng
 
 EPSILON = 1e-4                           # step along the path
 MAX_SIZE = 256                           # larger images are reduced to this before they are compared
@@ -44,10 +44,17 @@ class PathLength:
         for buffer in self.noise:                    # another one each time, the same at both ends
             buffer.copy_(torch.randn_like(buffer))
         other = np.stack([rng(self.opts.seed, "path end", int(i)).standard_normal(self.G.z_dim, dtype=np.float32) for i in batch.index])
-        z = torch.cat([batch.z, torch.from_numpy(other).to(batch.z)])
-        c = torch.cat([batch.c, batch.c])            # one camera, or class, along the path
+        starts, ends = batch.z, torch.from_numpy(other).to(batch.z)
+        if self.opts.device.type != "cpu":
+            return self.distances(starts, ends, batch.c)
+        paths = [(starts[i : i + 1], ends[i : i + 1], batch.c[i : i + 1]) for i in range(len(starts))]
+        return torch.cat(each_on_one_thread(self.distances, paths))         # over EPSILON ** 2, the rounding of shared work would be seen
+
+    def distances(self, starts: torch.Tensor, ends: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Latents of both ends [B, z_dim], one camera or class [B, c_dim] along the path -> float64 [B]."""
         mapping_kwargs, synthesis_kwargs = self.opts.split_kwargs(noise_mode="const", force_fp32=True)
-        start, end = self.G.mapping(z, c, **mapping_kwargs).chunk(2)
+        c = torch.cat([c, c])
+        start, end = self.G.mapping(torch.cat([starts, ends]), c, **mapping_kwargs).chunk(2)
         images = count_broken(self.opts, self.G.synthesis(torch.cat([start, start.lerp(end, EPSILON)]), c, **synthesis_kwargs))
         features = self.detector(reduce_image((images + 1) * (255 / 2)), "lpips").double()
         first, second = features.chunk(2)

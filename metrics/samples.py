@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,26 @@ def preserve_rng(device: torch.device) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Over processes.
+# Over threads and processes.
+
+def each_on_one_thread(function: Callable[..., Any], calls: Sequence[tuple]) -> list:
+    """[function(*call), ...] without gradients; each call has one thread of the CPU, and several run at a time.
+
+    So what comes out does not depend on the number of threads: libraries that share one product among threads round as they share.
+    """
+    threads = torch.get_num_threads()
+
+    def work(call: tuple) -> Any:
+        torch.set_num_threads(1)                 # of this worker; the main thread keeps its own
+        with torch.no_grad():
+            return function(*call)
+
+    try:
+        with ThreadPoolExecutor(min(threads, len(calls))) as pool:
+            return list(pool.map(work, calls))
+    finally:
+        torch.set_num_threads(threads)           # for threads that start later
+
 
 def sum_over_ranks(opts: MetricOptions, array: np.ndarray) -> np.ndarray:
     """Sum of each rank's array, in float64."""

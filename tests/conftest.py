@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from metric_helpers import save_detector
 from PIL import Image
 
@@ -65,6 +66,15 @@ SMALL = ["--cbase=128", "--cmax=16", "--map-depth=2", "--batch=8", "--workers=0"
 def own_cache(tmp_path, monkeypatch):
     """An empty cache for a test, tmp_path / "cache"."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as each of the processes has with which a test compares this one: with more, libraries may round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -181,7 +181,7 @@ def test_images_do_not_depend_on_the_number_of_processes(world):
     assert torch.equal(c[1], c[5]) and not torch.equal(c[0], c[1]) and not torch.equal(c[1], c[17])
 
 
-def test_two_processes_get_what_one_gets(world, inception, tmp_path):
+def test_two_processes_get_what_one_gets(world, inception, tmp_path, one_thread):
     """70 images: a group and a pass are cut short; two bins of yaw."""
     names = ["pose_error70", "fid_by_yaw70"]
     kwargs = options(world, ToyGenerator(), cache=False)

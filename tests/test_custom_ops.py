@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,27 @@ def test_what_the_library_depends_on_makes_a_new_one(stand_in, tmp_path, monkeyp
     assert first != second and first.exists() and second.exists()
     if change == "source":
         assert ctypes.CDLL(str(second)).answer() == 43
+
+
+@needs_gxx
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of kinds of x86 CPUs")
+def test_a_kind_of_cpu_can_be_chosen(tmp_path, monkeypatch):
+    """Each has a library of its own, whose name does not depend on the machine that builds it."""
+    monkeypatch.setenv("RAYCOND_OPS_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "answer.cpp"
+    source.write_text('#ifdef __AVX2__\nint bits = 256;\n#else\nint bits = 128;\n#endif\n'
+                      'extern "C" __attribute__((visibility("default"))) int answer() { return bits; }\n')
+    plugin = custom_ops.Plugin("answer", (), cpu_sources=(source,))
+    built = {}
+    for march in ("", "x86-64-v2", "x86-64-v3"):
+        monkeypatch.setenv("RAYCOND_OPS_MARCH", march)
+        built[march] = custom_ops.build(plugin, device_type="cpu")
+    assert len(set(built.values())) == 3 and ctypes.CDLL(str(built["x86-64-v2"])).answer() == 128
+    monkeypatch.setattr(custom_ops, "_cpu_kind", lambda: "another")
+    assert custom_ops.build(plugin, device_type="cpu") == built["x86-64-v3"]
+    monkeypatch.setenv("RAYCOND_OPS_MARCH", "z80")
+    with pytest.raises(custom_ops.BuildError, match="z80"):
+        custom_ops.build(plugin, device_type="cpu")
 
 
 @needs_gxx

@@ -105,14 +105,14 @@ def check(result, reference):
 
 
 @pytest.mark.parametrize("family", ["raycond2", "raycond3"])
-def test_two_processes_equal_one(family, tmp_path):
+def test_two_processes_equal_one(family, tmp_path, one_thread):
     path = tmp_path / "result.pt"
     torch.multiprocessing.spawn(worker, args=(f"tcp://127.0.0.1:{distributed.free_port()}", str(path), family), nprocs=2)
     check(torch.load(path), run(make_stepper(family=family)))
 
 
 @pytest.mark.parametrize("family, names", [("raycond2", ("Gmain", "Dmain", "Dreg")), ("raycond3", ("Gboth", "Dreg"))])
-def test_accumulation_equals_one_pass(family, names):
+def test_accumulation_equals_one_pass(family, names, one_thread):
     """But for the phases in which a running mean moves once per round: path length's mean, the magnitudes that Dmain's images of raycond3 hang on."""
     one, two = first_gradients(make_stepper(1, family)), first_gradients(make_stepper(2, family))
     for name in names:

@@ -233,8 +233,8 @@ def test_path_length_gives_the_camera(detector, camera_zip, monkeypatch):
     monkeypatch.setattr(type(G.synthesis), "forward", lambda self, ws, c, **kw: seen.append(c) or forward(self, ws, c, **kw))
     value("ppl2_wend4", **options(G, camera_zip, detector))
     labels = {tuple(label) for label in map(list, camera_rows(camera_zip))}
-    assert len(seen) == 1 and len(seen[0]) == 8 and torch.equal(seen[0][:4], seen[0][4:])
-    assert {tuple(row) for row in seen[0].tolist()} <= labels
+    assert len(seen) == 4 and all(len(c) == 2 and torch.equal(c[0], c[1]) for c in seen)        # both ends of each path
+    assert {tuple(c[0].tolist()) for c in seen} <= labels
 
 
 def camera_rows(path):
@@ -317,7 +317,7 @@ def test_training_goes_on_as_if_nothing_had_happened(camera_zip, detector):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in G.state_dict().items())
 
 
-def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path):
+def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path, one_thread):
     names = ["fid10_full", "kid10", "pr103_full", "ppl2_wend10", "eqt10_frac", "is10"]
     kwargs = options(nets.raycond3(), camera_zip32, detector)
     torch.multiprocessing.spawn(nets.worker, (f"tcp://127.0.0.1:{distributed.free_port()}", kwargs, [*names, "ranks"], str(tmp_path / "two.json")),
@@ -327,6 +327,21 @@ def test_two_processes_get_what_one_gets(camera_zip32, detector, tmp_path):
     kwargs["cache"] = False                                     # else it would take the reals' statistics from the two
     for name, results in zip(names, two):
         nets.assert_same_results(results, metric_main.calc_metric(name, **kwargs).results)
+
+
+def test_path_length_does_not_depend_on_the_number_of_threads(detector):
+    """It divides rounding by 1e-8, so each path is computed on one thread."""
+    G, threads, seen = nets.stylegan2(res=32), torch.get_num_threads(), set()
+    G.synthesis.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    try:
+        values = []
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            values.append(value("ppl2_wend6", **options(G, "", detector, labels=False)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert values[0] == values[1] == values[2] and seen == {1}
 
 
 # --- the cache of real statistics

