@@ -254,3 +254,20 @@ def test_gradients_of_one_latent_are_summed_over_its_cameras():
     for latent in (z[:1].clone(), z[:1].expand(3, -1).clone()):
         gradients.append(torch.autograd.grad(G(latent.requires_grad_(), c, noise_mode="const").square().sum(), latent)[0].sum(dim=0))
     assert_close_rel(gradients[0], gradients[1], 1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What would have kernels read or write beyond their tensors.
+
+@pytest.mark.parametrize("call", [
+    lambda ops, x, b: ops.bias_act_cpu(x.double(), b, None, None, 0.2, 1.0, -1.0),
+    lambda ops, x, b: ops.bias_act_cpu(x, b.half(), None, None, 0.2, 1.0, -1.0),
+    lambda ops, x, b: ops.modulate_cpu(x.bfloat16(), torch.randn([2, 16]), None),
+    lambda ops, x, b: ops.modulate_cpu(x, torch.randn([2, 16]).double(), None),
+    lambda ops, x, b: ops.up_conv(x.double(), torch.randn([16, 16, 3, 3]).double(), upfirdn2d.setup_filter([1, 3, 3, 1]), [1, 1, 1, 1], 4.0),
+], ids=["bias_act_cpu", "bias_act_cpu, bias", "modulate_cpu", "modulate_cpu, styles", "up_conv"])
+def test_kernels_refuse_other_dtypes(call):
+    """The operators that registered kernels of float32 stand behind, called by themselves."""
+    x = torch.randn([2, 16, 64, 64]).to(memory_format=torch.channels_last)
+    with pytest.raises(AssertionError, match="for a kernel of torch.float32 on cpu"):
+        call(torch.ops.raycond, x, torch.randn([16]))

@@ -51,8 +51,17 @@ def launch_cpu(library: ctypes.CDLL, function: str, args: ctypes.Structure) -> N
     getattr(library, function)(ctypes.byref(args), ctypes.byref(Threads(_parallel_for(), torch.get_num_threads())))
 
 
-def address(x: torch.Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def address(x: torch.Tensor | None, dtype: torch.dtype, device: torch.device) -> int | None:
+    """For a kernel that knows no more than the address: of a tensor (None: 0) of the dtype and on the device that it works with."""
+    if x is None:
+        return None
+    assert x.dtype == dtype and x.device == device, f"a tensor of {x.dtype} on {x.device} for a kernel of {dtype} on {device}"
+    return x.data_ptr()
+
+
+def float_address(x: torch.Tensor | None) -> int | None:
+    """For the kernels of CPUs, which know float32 alone."""
+    return address(x, torch.float32, torch.device("cpu"))
 
 
 def index_of(device: torch.device) -> int:

@@ -55,7 +55,10 @@ def run(library: ctypes.CDLL, order: int, x: torch.Tensor, x2: torch.Tensor | No
     like = [None if t is None else _laid_out_as(t, leader) for t in (x, x2, ref)]
     b = None if b is None else b.contiguous()
     step, channels = (1, 1) if b is None else (max(1, leader.stride(dim)), b.numel())
-    args = Args(*map(launching.address, like), launching.address(b), out.data_ptr(), leader.numel(), step, channels, alpha, gain, clamp,
+    def address(x: torch.Tensor | None) -> int | None:
+        return launching.address(x, leader.dtype, leader.device)
+
+    args = Args(*map(address, like), address(b), out.data_ptr(), leader.numel(), step, channels, alpha, gain, clamp,
                 launching.DTYPES[leader.dtype], activation_funcs[act].cuda_idx, order, launching.index_of(leader.device))
     launching.launch(library, "raycond_bias_act", args, leader.device)
     return out

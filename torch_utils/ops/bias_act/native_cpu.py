@@ -85,7 +85,7 @@ def _launch(function: str, like: torch.Tensor, slope: float, gain: float, clamp:
                 tensors[name].zero_()
         return
     noise = tensors.get("noise")
-    job = Job(**{name: launching.address(tensor) for name, tensor in tensors.items()}, N=N, P=H * W, C=C,
+    job = Job(**{name: launching.float_address(tensor) for name, tensor in tensors.items()}, N=N, P=H * W, C=C,
               noise_step=0 if noise is None or noise.shape[0] == 1 else H * W, slope=slope, gain=gain,
               limit=math.nan if clamp < 0 else clamp)
     launching.launch_cpu(custom_ops.library("bias_act", "cpu"), function, job)

@@ -50,15 +50,19 @@ def run(library: ctypes.CDLL, x: torch.Tensor, v: torch.Tensor | None, fu: torch
     # The size of the gain passes the leaky ReLU and belongs to the way up, its sign to the way down.
     gains = up ** 2 * abs(gain), -1.0 if gain < 0 else 1.0
     fu_taps, fd_taps = (1 if f is None else f.shape[0] for f in (fu, fd))
-    way_up = Way(launching.address(fu), gains[0], fu_taps, not flip_filter, up, padding[0], padding[2], *x.shape[2:])
-    way_down = Way(launching.address(fd), gains[1], fd_taps, not flip_filter, down, 0, 0, *result)
+    def address(t: torch.Tensor | None, dtype: torch.dtype = x.dtype) -> int | None:
+        return launching.address(t, dtype, x.device)
+
+    fu_address, fd_address = address(fu, torch.float32), address(fd, torch.float32)
+    way_up = Way(fu_address, gains[0], fu_taps, not flip_filter, up, padding[0], padding[2], *x.shape[2:])
+    way_down = Way(fd_address, gains[1], fd_taps, not flip_filter, down, 0, 0, *result)
     up_v = way_up
     if transposed:
         reach = fu_taps - 1 - padding[0], fu_taps - 1 - padding[2]
-        up_v = Way(launching.address(fd), gains[1], fd_taps, flip_filter, down, fd_taps - 1, fd_taps - 1, *result)
-        way_down = Way(launching.address(fu), gains[0], fu_taps, flip_filter, up, *reach, *x.shape[2:])
+        up_v = Way(fd_address, gains[1], fd_taps, flip_filter, down, fd_taps - 1, fd_taps - 1, *result)
+        way_down = Way(fu_address, gains[0], fu_taps, flip_filter, up, *reach, *x.shape[2:])
     y = x.new_empty([*x.shape[:2], way_down.height, way_down.width])
-    args = Args(way_up, up_v, way_down, x.data_ptr(), launching.address(v), launching.address(b), y.data_ptr(), slope, clamp,
+    args = Args(way_up, up_v, way_down, x.data_ptr(), address(v), address(b), y.data_ptr(), slope, clamp,
                 x.shape[0] * x.shape[1], x.shape[1], *middle, launching.DTYPES[x.dtype], launching.index_of(x.device))
     launching.launch(library, "raycond_filtered_lrelu", args, x.device)
     return y

@@ -65,10 +65,10 @@ def run(library: ctypes.CDLL, x: torch.Tensor, v: torch.Tensor | None, fu: torch
     down_h, down_w = bands[4:]
     y = x.new_empty([x.shape[0], down_h.out, down_w.out, x.shape[1]])
 
-    job = Job(num_sources=len(tensors), down_h=down_h, down_w=down_w, y=y.data_ptr(), N=x.shape[0], C=x.shape[1], slope=slope, clamp=clamp)
-    job.sources[0] = Source(tensors[0].data_ptr(), launching.address(bias), *bands[:2])
+    job = Job(num_sources=len(tensors), down_h=down_h, down_w=down_w, y=launching.float_address(y), N=x.shape[0], C=x.shape[1], slope=slope, clamp=clamp)
+    job.sources[0] = Source(*map(launching.float_address, (tensors[0], bias)), *bands[:2])
     if v is not None:
-        job.sources[1] = Source(tensors[1].data_ptr(), None, *bands[2:4])
+        job.sources[1] = Source(launching.float_address(tensors[1]), None, *bands[2:4])
     job.chunks = chunks_of(x.shape[0] * -(-x.shape[1] // 16), down_h.out)
     launching.launch_cpu(library, "raycond_filtered_lrelu", job)
     return y.permute(0, 3, 1, 2)

@@ -34,7 +34,7 @@ def energies(kernels: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
     """squares [N, K] @ (kernels [O, K] ^ 2).t(), without the squares of all kernels in memory."""
     kernels, squares = kernels.contiguous(), squares.contiguous()
     out = kernels.new_empty([len(squares), len(kernels)])
-    job = Energies(kernels.data_ptr(), squares.data_ptr(), out.data_ptr(), len(squares), *kernels.shape)
+    job = Energies(*map(launching.float_address, (kernels, squares)), out.data_ptr(), len(squares), *kernels.shape)
     launching.launch_cpu(custom_ops.library("modulate", "cpu"), "raycond_energies", job)
     return out
 
@@ -86,7 +86,7 @@ def _launch(function: str, channels: int, like: torch.Tensor, appended: torch.Te
     if appended is not None:
         appended = appended if appended.stride(2) == W * appended.stride(3) else appended.contiguous()
         strides = (appended.stride(0) if appended.shape[0] > 1 else 0, appended.stride(1), appended.stride(3))
-    addresses = {name: launching.address(tensor) for name, tensor in tensors.items()}
-    job = Job(**addresses, appended=launching.address(appended), N=N, P=H * W, C=channels, E=all_channels - channels,
+    addresses = {name: launching.float_address(tensor) for name, tensor in tensors.items()}
+    job = Job(**addresses, appended=launching.float_address(appended), N=N, P=H * W, C=channels, E=all_channels - channels,
               stride_n=strides[0], stride_e=strides[1], stride_p=strides[2])
     launching.launch_cpu(custom_ops.library("modulate", "cpu"), function, job)

@@ -29,7 +29,7 @@ LEAST_ELEMENTS = 1 << 17                # of the result; below, it does not matt
 
 def takes(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, groups: int, padding: tuple[int, int, int, int]) -> bool:
     """Is this defined for the call, and worth it? `x` [N, I, H, W], `w` [O, I / groups, kh, kw], `f` and `padding` as of upfirdn2d."""
-    if not (x.device.type == "cpu" and x.dtype == torch.float32 and up == 2 and groups == 1 and tuple(w.shape[2:]) == (3, 3)):
+    if not (x.device.type == "cpu" and x.dtype == w.dtype == torch.float32 and up == 2 and groups == 1 and tuple(w.shape[2:]) == (3, 3)):
         return False
     if not registry.available() or torch.is_autocast_enabled("cpu") or 4 * x.shape[0] * w.shape[0] * x.shape[2] * x.shape[3] < LEAST_ELEMENTS:
         return False
@@ -76,7 +76,7 @@ def _run(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor, padding: list[int], 
     column, row = (taps.flip(0).contiguous() for taps in factors)           # a convolution meets the taps in reverse order
     column = column * gain
     (N, O, height, width), (H, W) = y.shape, x.shape[2:]
-    job = _Filtering((ctypes.c_void_p * 4)(*(phase.data_ptr() for phase in phases)), column.data_ptr(), row.data_ptr(), y.data_ptr(), N, O,
+    job = _Filtering((ctypes.c_void_p * 4)(*map(launching.float_address, phases)), *map(launching.float_address, (column, row, y)), N, O,
                      (H + 1, H), (W + 1, W), height, width, len(column), len(row), padding[2], padding[0])
     launching.launch_cpu(library, "raycond_filter_phases", job)
     return y
@@ -98,7 +98,7 @@ def _split(library: ctypes.CDLL, w: torch.Tensor) -> list[torch.Tensor]:
     """The taps of the four convolutions, as correlations, channels_last: for even and odd rows, and columns within."""
     O, I = w.shape[:2]
     taps = [torch.empty([O, I, 2 - a, 2 - b], dtype=w.dtype, device=w.device, memory_format=torch.channels_last) for a in range(2) for b in range(2)]
-    job = _Splitting(w.data_ptr(), (ctypes.c_void_p * 4)(*(t.data_ptr() for t in taps)), O, I)
+    job = _Splitting(launching.float_address(w), (ctypes.c_void_p * 4)(*map(launching.float_address, taps)), O, I)
     launching.launch_cpu(library, "raycond_split_taps", job)
     return taps
 

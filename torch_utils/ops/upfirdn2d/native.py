@@ -59,7 +59,8 @@ def run(library: ctypes.CDLL, x: torch.Tensor, f: torch.Tensor, up: Sequence[int
     pixels = max(x.shape[0] * x.shape[1], *x.shape[2:], *y.shape[2:])
     assert pixels < 2 ** 31, f"x {list(x.shape)}: a single dimension beyond the kernels' 32-bit coordinates"
     fw, fh = filter_size(f)
-    args = Args(x.data_ptr(), f.data_ptr(), y.data_ptr(), (ctypes.c_int64 * 4)(*x.stride()), (ctypes.c_int64 * 4)(*y.stride()), gain,
+    args = Args(x.data_ptr(), launching.address(f, torch.float32, x.device), y.data_ptr(),
+                (ctypes.c_int64 * 4)(*x.stride()), (ctypes.c_int64 * 4)(*y.stride()), gain,
                 *x.shape[:2], *x.shape[2:], *y.shape[2:], *up, *down, padding[0], padding[2], fh, fw, flip_filter, f.ndim == 1,
                 launching.DTYPES[x.dtype], launching.index_of(x.device))
     if launching.launch(library, "raycond_upfirdn2d", args, x.device, quiet=(NOT_TAKEN,)) == NOT_TAKEN:

@@ -36,7 +36,7 @@ def run(library: ctypes.CDLL, x: torch.Tensor, f: torch.Tensor, up: Sequence[int
     """Fills y, which is channels_last and has the size of the result."""
     f = f.contiguous()
     (N, C, H, W), (fw, fh) = x.shape, filter_size(f)
-    job = Job(x.data_ptr(), f.data_ptr(), y.data_ptr(), N, C, H, W, *y.shape[2:], fh, fw, f.ndim == 1, flip_filter, *up, *down,
+    job = Job(*map(launching.float_address, (x, f, y)), N, C, H, W, *y.shape[2:], fh, fw, f.ndim == 1, flip_filter, *up, *down,
               padding[0], padding[2], gain)
     launching.launch_cpu(library, "raycond_upfirdn2d", job)
     return y
