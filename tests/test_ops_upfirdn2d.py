@@ -191,3 +191,15 @@ def test_constant_passes_up_and_down():
 def test_wrong_arguments(call, complaint):
     with pytest.raises(AssertionError, match=complaint):
         call(torch.zeros([1, 1, 8, 8]), torch.ones([4, 4]))
+
+
+@pytest.mark.timeout(60, method="thread")
+@pytest.mark.parametrize("impl", ["ref", "cuda"])
+@pytest.mark.parametrize("shape", [[24], [1, 16], [16, 20]])
+def test_wide_filters_in_float16_return(shape, impl):
+    """oneDNN's own do not, on CPUs with AVX512-FP16."""
+    x, f = torch.from_numpy(np.random.RandomState(0).standard_normal([2, 3, 60, 60])), torch.from_numpy(np.random.RandomState(1).uniform(0, 1, shape))
+    f = (f / f.sum()).float()
+    y = upfirdn2d.upfirdn2d(x.half(), f, padding=9, impl=impl)
+    assert y.dtype == torch.float16
+    assert (y.double() - upfirdn2d.upfirdn2d(x, f, padding=9, impl=impl)).abs().max() <= 2e-3 * x.abs().max()

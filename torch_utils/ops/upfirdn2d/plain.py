@@ -9,6 +9,7 @@ channels_last is faster than contiguous for all of these (benchmarks/bench_ops.p
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -40,7 +41,15 @@ def _filter(x: torch.Tensor, taps: torch.Tensor, up: tuple[int, int], down: tupl
         x = functional.pad(x, padding)
         left = top = 0
     kernel = taps.expand(channels, 1, *taps.shape).contiguous()                         # [C, 1, fh, fw]
-    return functional.conv2d(x, kernel, stride=(down[1], down[0]), padding=(top, left), groups=channels)
+    return conv2d_per_channel(x, kernel, stride=(down[1], down[0]), padding=(top, left))
+
+
+def conv2d_per_channel(x: torch.Tensor, kernel: torch.Tensor, **settings: Any) -> torch.Tensor:
+    """conv2d with a kernel [C, 1, fh, fw] for each channel. oneDNN (torch 2.13) never returns from one in float16 that is 16 or more wide, on CPUs with
+    AVX512-FP16: on CPUs float16 is computed in float32."""
+    if x.dtype == torch.float16 and x.device.type == "cpu":
+        return functional.conv2d(x.to(torch.float32), kernel.to(torch.float32), groups=x.shape[1], **settings).to(x.dtype)
+    return functional.conv2d(x, kernel, groups=x.shape[1], **settings)
 
 
 def _upsample(x: torch.Tensor, taps: torch.Tensor, up: tuple[int, int], padding: tuple[int, int, int, int]) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from torch_utils.ops.upfirdn2d.plain import conv2d_per_channel
+
 
 def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int],
               flip_filter: bool, gain: float) -> torch.Tensor:
@@ -20,5 +22,5 @@ def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, up: tuple[int, int], down
     stuffed = stuffed.reshape(N, C, H * up[1], W * up[0])
     padded = functional.pad(stuffed, padding)
     kernel = (f * gain).to(x.dtype).expand(C, 1, *f.shape)      # [C, 1, fh, fw]
-    filtered = functional.conv2d(padded, kernel, groups=C)
+    filtered = conv2d_per_channel(padded, kernel)
     return filtered[:, :, ::down[1], ::down[0]]
