@@ -61,12 +61,16 @@ def common_batch(num_latents: int, num_others: int, others: str) -> int:
     return num_latents if num_others == 1 else num_others
 
 
+def autocast_is_on(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def own_precision(forward: Callable) -> Callable:
-    """Decorator of functions that choose their precision themselves: autocast is off inside."""
+    """Decorator of functions of tensors, named or not, that choose their precision themselves: autocast is off inside."""
     @functools.wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        device_type = next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), None)
-        if device_type is None or not torch.is_autocast_enabled(device_type):
+        device_type = next((arg.device.type for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)), None)
+        if device_type is None or not autocast_is_on(device_type):
             return forward(*args, **kwargs)
         with torch.autocast(device_type, enabled=False):
             return forward(*args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import UserError
-from torch_utils.misc import named_params_and_buffers
+from torch_utils.misc import KeepsFilters, named_params_and_buffers
 from torch_utils.tensor_bytes import StoredTensor
 
 
@@ -27,8 +27,11 @@ def get_state(module: torch.nn.Module) -> dict[str, Any]:
     )
 
 
-def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_lack: str = "", keep_dtypes: bool = True) -> None:
+def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_lack: str = "",
+              kept_dtypes: Collection[torch.dtype] | None = None) -> None:
     """Puts tensors and flags in their places; the tensors become the module's own, without a copy unless they take on its dtypes.
+
+    Tensors of `kept_dtypes` (None: all) keep them, save for filters (`misc.KeepsFilters`); others take on the module's.
 
     Names and shapes must agree, else UserError naming `owner` and the tensor, and nothing has changed. Where the state lacks
     a tensor whose name matches the regular expression `may_lack`, the module keeps its own.
@@ -49,9 +52,10 @@ def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_la
     for name, tensor in tensors.items():
         _check_fit(tensor, slots[name], f"{owner}: its tensor {name!r}")
 
+    filters = {f"{prefix}.{name}" if prefix else name for prefix, part in module.named_modules() if isinstance(part, KeepsFilters) for name in part.FILTERS}
     for name, tensor in tensors.items():
-        tensor = tensor.detach()
-        slots[name].data = tensor if keep_dtypes else tensor.to(slots[name].dtype)     # the parameter object stays, and with it whatever shares it
+        keeps = name not in filters and (kept_dtypes is None or tensor.dtype in kept_dtypes)
+        slots[name].data = tensor.detach().to(tensor.dtype if keeps else slots[name].dtype)     # the parameter object stays, and with it whatever shares it
     trainable = set(state.get("trainable", ()))
     for name, param in module.named_parameters():
         param.requires_grad_(name in trainable)

@@ -25,7 +25,7 @@ import importlib
 import inspect
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, BinaryIO, TypeVar
 
 import torch
@@ -40,6 +40,8 @@ FORMAT_VERSION = 7                       # 6 and below: the released format
 
 # Packages whose modules a file may have imported. Classes from elsewhere must have been imported by whoever loads the file.
 OWN_PACKAGES = ("training", "metrics", "inversion", "torch_utils")
+
+COMPUTING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights, in which our networks compute
 
 FOREIGN_MODULES = "_trusted_source_"     # how the modules begin that trusted_source makes of the code in a file: no other process has them
 
@@ -178,8 +180,9 @@ def apply_import_hooks(meta: dict) -> EasyDict:
     return meta
 
 
-def rebuild(meta: dict, may_lack: str = "") -> Any:
+def rebuild(meta: dict, may_lack: str = "", kept_dtypes: Collection[torch.dtype] = COMPUTING_DTYPES) -> Any:
     """The object of a description in our own format. Tensors whose names match `may_lack` keep the constructor's values where the state has none.
+    Tensors of this project's classes keep the `kept_dtypes` and are converted from others; tensors of users' classes keep all.
     Raises UserError where class, arguments and tensors do not fit together.
     """
     name, args, kwargs, state = (meta.get(key) for key in ("class_name", "init_args", "init_kwargs", "state"))
@@ -199,7 +202,7 @@ def rebuild(meta: dict, may_lack: str = "") -> Any:
         raise UserError(f"{name}: {error.format_message()}") from error
     except Exception as error:           # whatever a constructor makes of arguments that are not its own
         raise UserError(f"{name} cannot be built from the init arguments in the file: {type(error).__name__}: {error}") from error
-    module_state.set_state(module, state, name, may_lack, keep_dtypes=not _is_ours(name))
+    module_state.set_state(module, state, name, may_lack, kept_dtypes if _is_ours(name) else None)
     return module
 
 

@@ -50,7 +50,10 @@ def save(data: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike) -> dict[str, Any]:
-    """The dict that `save` was given, with keys for what the file has. Raises UserError where it is none of ours, or damaged."""
+    """The dict that `save` was given, with keys for what the file has. Raises UserError where it is none of ours, or damaged.
+
+    Networks come back in their own precision, also where someone has made the tensors smaller.
+    """
     with _open(path) as archive:
         document = _document(archive.metadata())
         tensors = _tensors(archive, document["networks"])
@@ -59,7 +62,7 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
         state = dict({flag: entry.get(flag, ()) for flag in _FLAGS}, tensors=tensors[key])
         meta = dict(type="class", version=persistence.FORMAT_VERSION, state=state, class_name=entry.get("class_name"),
                     init_args=entry.get("init_args", []), init_kwargs=entry.get("init_kwargs", {}))
-        data[key] = persistence.rebuild(persistence.apply_import_hooks(meta))
+        data[key] = persistence.rebuild(persistence.apply_import_hooks(meta), kept_dtypes=())
     return data
 
 

@@ -229,8 +229,12 @@ class Discriminator(nn.Module):
 
     @misc.own_precision
     def forward(self, img: torch.Tensor, c: torch.Tensor | None, update_emas: bool = False, **block_kwargs: Any) -> torch.Tensor:
-        """img: [N, img_channels, H, W], c: [N, c_dim]. Returns logits [N, 1]. `update_emas` is there for other discriminators."""
-        img = self.conditioning.bind(c, img.shape[0]).append_to(img.to(computing_dtype(img)))
+        """img: [N, img_channels, H, W], c: [N, c_dim]; one of either serves many of the other. Returns logits [N, 1].
+
+        `update_emas` is there for other discriminators.
+        """
+        rays = self.conditioning.bind(c, img.shape[0])
+        img = rays.append_to(rays.expand(img.to(computing_dtype(img))))
         x = None
         for res in self.block_resolutions:
             x, img = getattr(self, f"b{res}")(x, img, **block_kwargs)

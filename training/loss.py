@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import softplus
 
-from torch_utils import training_stats
+from torch_utils import misc, training_stats
 from torch_utils.distributed import mean_over_ranks
 from torch_utils.ops import upfirdn2d
 from training.augment.draws import DrawSource
@@ -103,6 +103,7 @@ class StyleGAN2Loss(Loss):
 
     # -- Phases -----------------------------------------------------------------------------------------------------
 
+    @misc.own_precision
     def accumulate_gradients(self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float,
                              cur_nimg: int, draws: Draws = GLOBAL_DRAWS) -> None:
         """Adds the phase's gradients, times `gain`, to the parameters' .grad. Images: [N, C, H, W] in -1 .. 1."""

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from torch_utils import misc
+
 NAMESPACE = "raycond"
 
 
@@ -33,7 +35,7 @@ def in_one_dtype(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ..
     Autocast hands on tensors of either precision, while without it a mixture is a mistake of the caller.
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    if len({tensor.dtype for tensor in given}) < 2 or not torch.is_autocast_enabled(given[0].device.type):
+    if len({tensor.dtype for tensor in given}) < 2 or not misc.autocast_is_on(given[0].device.type):
         return tensors
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in given))
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
@@ -48,27 +50,17 @@ def register(
 ) -> Callable[..., Any]:                                # The operator, ready to call.
     """Defines one operator. See torch.library for the meaning of the parts.
 
-    Kernels run without autocast. RuntimeError where a forward-mode derivative would have to pass through the operator.
+    Kernels run without autocast, which would change the precision of PyTorch's operations inside, and with it the promised dtype.
+    RuntimeError where a forward-mode derivative would have to pass through the operator.
     """
     name = schema[:schema.index("(")]
     _library.define(schema)
     for key, kernel in kernels.items():
-        _library.impl(name, _without_autocast(kernel, key.lower()), key)
+        _library.impl(name, misc.own_precision(kernel), key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
-
-
-def _without_autocast(kernel: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    """Autocast would still change the precision of PyTorch's operations inside the kernel, whose result is already promised."""
-    @functools.wraps(kernel)
-    def run(*args: Any) -> Any:
-        if not torch.is_autocast_enabled(device_type):
-            return kernel(*args)
-        with torch.autocast(device_type, enabled=False):
-            return kernel(*args)
-    return run
 
 
 class _Library(torch.library.Library):

@@ -78,6 +78,7 @@ class AugmentPipe(misc.KeepsFilters):
         self.register_buffer("Hz_geom", torch.as_tensor(symlet(6), dtype=torch.float32))
         self.register_buffer("Hz_fbank", torch.as_tensor(octave_filters(2, NUM_BANDS), dtype=torch.float32))
 
+    @misc.own_precision
     def forward(self,
         images:             torch.Tensor,                   # [N, C, H, W] in -1 .. 1.
         debug_percentile:   float | None        = None,     # Everything that is switched on, for every image, with its draws at this percentile (0 .. 1).

@@ -86,6 +86,8 @@ def _cuda(x: torch.Tensor, f: torch.Tensor, *settings: Any) -> torch.Tensor:
 
 def _cpu(x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip_filter: bool, gain: float) -> torch.Tensor:
     y = _empty_result(x, f, up, down, padding)
+    if y.numel() == 0:                      # PyTorch's convolutions return views then, which no operator may
+        return y
     if native_cpu.takes(x, f) and custom_ops.path("upfirdn2d", "cpu") == "native":
         return native_cpu.run(custom_ops.library("upfirdn2d", "cpu"), x, f, up, down, padding, flip_filter, gain, y)
     found = plain.upfirdn2d(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
