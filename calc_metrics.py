@@ -228,5 +228,8 @@ def prepare(metrics: list[str], data: str | None, device: str) -> None:
         print("These metrics need no detector.")
 
 
+calc_metrics = main                      # StyleGAN3's name of the command
+
+
 if __name__ == "__main__":
     run_program(main)

@@ -247,5 +247,8 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
     print(f"Wrote {dest}.")
 
 
+convert_network_pickle = main            # StyleGAN3's name of the command
+
+
 if __name__ == "__main__":
     run_program(main)

@@ -118,7 +118,7 @@ def compute_equivariance(opts: MetricOptions, choose: Callable[[np.random.Genera
                 images = []
                 for matrix, c in ((torch.eye(3, dtype=torch.float32), batch.c), (motion, move_cameras(batch.c, motion) if follows else batch.c)):
                     transform.copy_(matrix)
-                    images.append(count_broken(opts, G.synthesis(ws, c, **synthesis_kwargs)))
+                    images.append(count_broken(opts, G.synthesis(ws, c, **synthesis_kwargs)).float())
                 difference, mask = compare(*images)
                 sums += [float((difference.square() * mask).double().sum()), float(mask.double().sum())]
                 bar.update(len(batch.index) * opts.num_gpus)

@@ -202,6 +202,13 @@ def test_metrics_of_stylegan3_networks(make, labels, detector, camera_zip32):
     assert value("ppl2_wend8", **kwargs) > 0 and value("fid8_full", **kwargs) > 0
 
 
+@pytest.mark.parametrize("change", [torch.nn.Module.double, torch.nn.Module.half])
+def test_metrics_of_networks_of_another_dtype(change, detector, camera_zip32):
+    expected, found = (options(G, camera_zip32, detector) for G in (nets.raycond3(), change(nets.raycond3())))
+    for name in ("eqt8_int", "eqt8_frac", "eqr8", "ppl2_wend8", "fid8_full"):
+        assert value(name, **found) == pytest.approx(value(name, **expected), rel=0.02)
+
+
 def test_equivariance_moves_the_camera(detector, camera_zip32, monkeypatch):
     """A generator that shows nothing but its rays: what is measured is known where the camera stays, and nothing is lost where it moves along."""
     G = nets.raycond3()

@@ -247,8 +247,10 @@ def check_pickleable(f, tmp, mp):
     assert f([1, "a", np.ones(2)]) and f(torch.zeros(1)) and not f(lambda: 0) and not f(open(os.devnull))
 
 
-def check_generate_images(f, tmp, mp):
-    assert "--seeds" in [option for parameter in f.params for option in parameter.opts]
+def check_command(option):
+    def check(f, tmp, mp):
+        assert option in [option for parameter in f.params for option in parameter.opts]
+    return check
 
 
 TABLE = [
@@ -275,7 +277,9 @@ TABLE = [
     ("gen_images.make_transform",               "translate, angle",               check_make_transform),
     ("gen_images.parse_range",                  "s",                              check_parse_range),
     ("gen_images.parse_vec2",                   "s",                              check_parse_vec2),
-    ("gen_images.generate_images",              None,                             check_generate_images),
+    ("gen_images.generate_images",              None,                             check_command("--seeds")),
+    ("calc_metrics.calc_metrics",               None,                             check_command("--metrics")),
+    ("legacy.convert_network_pickle",           None,                             check_command("--source")),
     (L + "setup_snapshot_image_grid",           "training_set, random_seed=0",    check_snapshot_grid),
     (L + "save_image_grid",                     "img, fname, drange, grid_size",  check_save_image_grid),
     ("training.loss.Loss",                      "",                               check_loss),
