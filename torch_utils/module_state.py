@@ -52,10 +52,12 @@ def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_la
     for name, tensor in tensors.items():
         _check_fit(tensor, slots[name], f"{owner}: its tensor {name!r}")
 
-    filters = {f"{prefix}.{name}" if prefix else name for prefix, part in module.named_modules() if isinstance(part, KeepsFilters) for name in part.FILTERS}
+    filters = {f"{prefix}.{name}" if prefix else name for prefix, part in module.named_modules()
+               if isinstance(part, KeepsFilters) for name in part.FILTERS}
     for name, tensor in tensors.items():
         keeps = name not in filters and (kept_dtypes is None or tensor.dtype in kept_dtypes)
-        slots[name].data = tensor.detach().to(tensor.dtype if keeps else slots[name].dtype)     # the parameter object stays, and with it whatever shares it
+        # The parameter object stays, and with it whatever shares it.
+        slots[name].data = tensor.detach().to(tensor.dtype if keeps else slots[name].dtype)
     trainable = set(state.get("trainable", ()))
     for name, param in module.named_parameters():
         param.requires_grad_(name in trainable)

@@ -50,7 +50,8 @@ def register(
 ) -> Callable[..., Any]:                                # The operator, ready to call.
     """Defines one operator. See torch.library for the meaning of the parts.
 
-    Kernels run without autocast, which would change the precision of PyTorch's operations inside, and with it the promised dtype.
+    Kernels run without autocast, which would change the precision of PyTorch's operations inside, and with it the
+    promised dtype.
     RuntimeError where a forward-mode derivative would have to pass through the operator.
     """
     name = schema[:schema.index("(")]
