@@ -95,7 +95,7 @@ class SynthesisInput(nn.Module):
         plane = self._motion(w.to(dtype)) @ self.transform.to(dtype)                            # [N, 3, 3]
         given = self.freqs.to(dtype)
         freqs = given @ plane[:, :2, :2]                               # [N, channels, 2]
-        phases = self.phases + (given @ plane[:, :2, 2:]).squeeze(2)   # [N, channels]
+        phases = self.phases.to(dtype) + (given @ plane[:, :2, 2:]).squeeze(2)   # [N, channels]
         # What the motion has brought near the sampling limit is faded out.
         fade = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
 
