@@ -126,11 +126,18 @@ def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
 # Files and addresses.
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON in UTF-8, with or without the byte order mark of Windows' editors, or in UTF-16 or -32. Raises ValueError."""
+    """JSON in UTF-8, with or without the byte order mark of Windows' editors, or in UTF-16 or -32. Raises ValueError.
+
+    Integers that no float can hold become infinite, as such fractions do.
+    """
     try:
-        return json.loads(data.removeprefix("\ufeff") if isinstance(data, str) else data)
+        return json.loads(data.removeprefix("\ufeff") if isinstance(data, str) else data, parse_int=_parse_int)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _parse_int(text: str) -> int | float:
+    return int(text) if len(text) < sys.float_info.max_10_exp else float(text)
 
 
 _cache_dir: str | None = None            # from set_cache_dir
