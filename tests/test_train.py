@@ -254,7 +254,9 @@ def test_a_dry_run_checks_what_the_run_would(camera_zip, tmp_path, monkeypatch):
     refused(*base, "--metrics=eqr50k", says=["--metrics=eqr50k", "StyleGAN3"])
     refused(*base, "--metrics=fid65", f"--detector={save_detector(tmp_path / 'tiny.pt')}", says=["--metrics=fid65", "64"])
     refused(*base, "--metrics=fid8_full", "--detector=absent.pt", says=["absent.pt", "no such file"])
-    refused(*base, "--metrics=pose_error8", "--pose-regressor=absent.pt", says=["--metrics=pose_error8"])
+    refused(*base, "--metrics=pose_error8", "--pose-regressor=absent.pt",
+            says=["--metrics=pose_error8: --pose-regressor=absent.pt: there is no such file"])
+    refused(*base, "--metrics=view_consistency8", "--embedding=absent.pt", says=["--embedding=absent.pt: there is no such file"])
     refused(*base, f"--outdir={camera_zip}", says=[f"--outdir={camera_zip}", "not a folder"])
     refused(*base, "--resume=absent.pkl", says=["absent.pkl"])
     refused(*base, "--resume", save_small(tmp_path / "d.pkl", D=True), says=["d.pkl", "no generator"])
