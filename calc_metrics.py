@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dnnlib import UserError, cli
-from dnnlib.util import naming, run_program
+from dnnlib.util import naming, run_program, without_control
 
 EXAMPLES = """Examples:
 
@@ -114,7 +114,7 @@ def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
         raise UserError(f"{error.message} (the data that the network was trained on are asked for; give --data=ZIP where they lie elsewhere)") from error
     if plan.verbose:
         for note in dict.fromkeys(note for opened in opts.opened.values() for note in getattr(opened, "notes", ())):
-            print(note)
+            print(without_control(note))
     return [request.name for request in requests]
 
 

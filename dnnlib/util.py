@@ -54,7 +54,12 @@ class UserError(click.ClickException, ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(CONTROL.sub(lambda found: ascii(found[0])[1:-1], " ".join(message.split())))
+        super().__init__(without_control(" ".join(message.split())))
+
+
+def without_control(text: str) -> str:
+    """Control characters, which names from files may hold, as escapes: \\x1b."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @contextlib.contextmanager
