@@ -66,8 +66,11 @@ class GammaType(click.ParamType):
 
 
 def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """'a,b' -> ('a', 'b'); 'none' or '' -> (); None (not given) -> None."""
-    return None if value is None else () if value.lower() in ("", "none") else tuple(value.split(","))
+    """'a, b' -> ('a', 'b'); 'none' or '' -> (); None (not given) -> None."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    return () if [name.lower() for name in names] == ["none"] else tuple(names)
 
 
 class Number(click.FloatRange):

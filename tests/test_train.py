@@ -542,6 +542,11 @@ def test_descriptions_that_make_no_folder_are_refused_before_anything_is_made(ca
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("text, names", [("a,b", ("a", "b")), (" a, b ,", ("a", "b")), ("None", ()), ("", ()), (" none ", ()), (None, None)])
+def test_lists_of_metrics(text, names):
+    assert train.parse_metrics(None, None, text) == names
+
+
 def test_names_in_the_data_do_not_steer_the_terminal(camera_zip, tmp_path):
     path = tmp_path / "data.zip"
     path.write_bytes(Path(camera_zip).read_bytes())
