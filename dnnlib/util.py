@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import fnmatch
 import functools
 import glob
@@ -355,7 +354,7 @@ class Logger:
     """While open, copies all that is printed (stdout; with `should_flush` at once) and all errors into a file as well.
 
     `reader_gone` is called where the reader of stdout or stderr has gone (`| head`); the file goes on. None: that is
-    a BrokenPipeError. With it, a terminal that has gone is no error either.
+    a BrokenPipeError. A terminal that has gone is no error; it tells its programs by SIGHUP.
     """
 
     def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True,
@@ -416,12 +415,11 @@ class _Tee:
     def _on_screen(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except OSError as error:
-            if self.logger.reader_gone is None or error.errno not in (errno.EPIPE, errno.EIO):
+        except BrokenPipeError:
+            if self.logger.reader_gone is None:
                 raise
             silence(self.stream)
-            if error.errno == errno.EPIPE:              # a terminal (EIO) tells its programs by SIGHUP
-                self.logger.reader_gone()
+            self.logger.reader_gone()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
