@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dnnlib import UserError, cli
-from dnnlib.util import naming, run_program
+from dnnlib.util import naming, run_program, without_control
 
 EXAMPLES = """Examples:
 
@@ -107,11 +107,15 @@ def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
     kwargs = data_kwargs(plan, G, stored)
     opts = MetricOptions(G=G, dataset_kwargs=kwargs, device="cpu", **plan.options)
     try:
-        return [request.name for request in metric_main.check_metrics(names, opts, samples, fetch=True)]
+        requests = metric_main.check_metrics(names, opts, samples, fetch=True)
     except UserError as error:
         if plan.data is not None or os.path.exists(kwargs.get("path", os.curdir)):
             raise
         raise UserError(f"{error.message} (the data that the network was trained on are asked for; give --data=ZIP where they lie elsewhere)") from error
+    if plan.verbose:
+        for note in dict.fromkeys(note for opened in opts.opened.values() for note in getattr(opened, "notes", ())):
+            print(without_control(note))
+    return [request.name for request in requests]
 
 
 def run_process(rank: int, device: Any, plan: Plan) -> None:

@@ -15,7 +15,7 @@ import click
 
 import dnnlib
 from dnnlib import UserError, cli
-from dnnlib.util import naming, run_program
+from dnnlib.util import naming, run_program, without_control
 from training import config as cfg
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS, RECIPES
 
@@ -66,8 +66,11 @@ class GammaType(click.ParamType):
 
 
 def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """'a,b' -> ('a', 'b'); 'none' or '' -> (); None (not given) -> None."""
-    return None if value is None else () if value.lower() in ("", "none") else tuple(value.split(","))
+    """'a, b' -> ('a', 'b'); 'none' or '' -> (); None (not given) -> None."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    return () if [name.lower() for name in names] == ["none"] else tuple(names)
 
 
 class Number(click.FloatRange):
@@ -396,7 +399,7 @@ def describe_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str])
              f"run      {config.run_dir}",
              f"data     {info.kwargs['path']}: {info.num_images} images{mirrored}, {info.resolution} px, {info.num_channels} channels, labels: {labels}",
              f"length   {config.total_kimg:g} kimg in batches of {config.batch_size} on {config.num_gpus} x {config.device}"]
-    return "\n".join([*lines, *(f"note     {note}" for note in notes), ""])
+    return "\n".join([*lines, *(f"note     {without_control(note)}" for note in notes), ""])
 
 
 def run_process(rank: int, device: Any, config: dict, state: str | None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import fnmatch
 import functools
 import glob
@@ -54,7 +53,12 @@ class UserError(click.ClickException, ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(CONTROL.sub(lambda found: ascii(found[0])[1:-1], " ".join(message.split())))
+        super().__init__(without_control(" ".join(message.split())))
+
+
+def without_control(text: str) -> str:
+    """Control characters, which names from files may hold, as escapes: \\x1b."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @contextlib.contextmanager
@@ -126,11 +130,18 @@ def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
 # Files and addresses.
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON in UTF-8, with or without the byte order mark of Windows' editors, or in UTF-16 or -32. Raises ValueError."""
+    """JSON in UTF-8, with or without the byte order mark of Windows' editors, or in UTF-16 or -32. Raises ValueError.
+
+    Integers that no float can hold become infinite, as such fractions do.
+    """
     try:
-        return json.loads(data.removeprefix("\ufeff") if isinstance(data, str) else data)
+        return json.loads(data.removeprefix("\ufeff") if isinstance(data, str) else data, parse_int=_parse_int)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _parse_int(text: str) -> int | float:
+    return int(text) if len(text) < sys.float_info.max_10_exp else float(text)
 
 
 _cache_dir: str | None = None            # from set_cache_dir
@@ -343,7 +354,7 @@ class Logger:
     """While open, copies all that is printed (stdout; with `should_flush` at once) and all errors into a file as well.
 
     `reader_gone` is called where the reader of stdout or stderr has gone (`| head`); the file goes on. None: that is
-    a BrokenPipeError. With it, a terminal that has gone is no error either.
+    a BrokenPipeError. A terminal that has gone is no error; it tells its programs by SIGHUP.
     """
 
     def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True,
@@ -404,12 +415,11 @@ class _Tee:
     def _on_screen(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except OSError as error:
-            if self.logger.reader_gone is None or error.errno not in (errno.EPIPE, errno.EIO):
+        except BrokenPipeError:
+            if self.logger.reader_gone is None:
                 raise
             silence(self.stream)
-            if error.errno == errno.EPIPE:              # a terminal (EIO) tells its programs by SIGHUP
-                self.logger.reader_gone()
+            self.logger.reader_gone()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

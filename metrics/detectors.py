@@ -96,7 +96,7 @@ def load(name: str, path: str, device: torch.device | str) -> Detector:
     """The detector in that file. Raises UserError, one line, where it holds none, or is not what it was when first seen."""
     kind = kind_of(name)
     flag = f"{kind.flag}={path}"
-    _refuse_other_files(flag, path)
+    refuse_other_files(flag, path)
     known = compare_hash(path)
     extra: dict[str, Any] = {file: "" for file in kind.extra_files}
     try:
@@ -142,12 +142,13 @@ def _checked(name: str, use: str, path: str, sha256: str) -> None:
 
 def check(name: str, use: str, path: str) -> None:
     """Does the file serve that use? Raises UserError, one line, where it does not. Draws nothing from global generators."""
-    _refuse_other_files(f"{KINDS[name].flag}={path}", path)
+    refuse_other_files(f"{KINDS[name].flag}={path}", path)
     with torch.random.fork_rng(devices=[]):             # a script could draw
         _checked(name, use, path, sha256_of(path))
 
 
-def _refuse_other_files(flag: str, path: str) -> None:
+def refuse_other_files(flag: str, path: str) -> None:
+    """UserError, about `flag`, where the file at `path` cannot be a TorchScript file."""
     if not os.path.isfile(path):
         raise UserError(f"{flag}: there is no such file; expected a TorchScript detector (.pt)")
     try:

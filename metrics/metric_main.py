@@ -157,6 +157,7 @@ def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None
     requests = parse_metrics(names, samples)
     for request in requests:
         with _naming(request):
+            _check_given_files(opts)
             _check_needs(opts, request)
             _check_minimum(opts, request)
             if request.metric.check is not None:
@@ -175,6 +176,13 @@ def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None
     if not absent:
         _tell_unnamed_files(requests, opts)
     return requests
+
+
+def _check_given_files(opts: MetricOptions) -> None:
+    for kind, path in opts.detectors.items():
+        detectors.refuse_other_files(f"{detectors.KINDS[kind].flag}={path}", path)
+    for path in opts.detector_files:
+        detectors.refuse_other_files(f"--detector={path}", path)
 
 
 def _tell_unnamed_files(requests: list[Request], opts: MetricOptions) -> None:

@@ -16,6 +16,12 @@ fail() {
     exit 1
 }
 
+for name in DATA OUTDIR GPUS; do         # as train.py takes its options: no carriage return at the end, ~ expanded
+    value=${!name:-}
+    value=${value%$'\r'}
+    [[ $value != "~" && $value != "~/"* ]] || value=$HOME${value:1}
+    [[ -z $value ]] || printf -v "$name" %s "$value"
+done
 [[ -n ${DATA:-} ]] || fail "DATA is not set; give the data set: DATA=/path/to/data.zip sbatch slurm_scripts/$recipe.sh"
 [[ -e $DATA ]] || fail "DATA=$DATA: there is no such file or folder on $(hostname); check the path"
 DATA=$(realpath "$DATA")

@@ -201,6 +201,7 @@ def test_a_sheet_among_the_images_and_a_tilde(tmp_path, camera_zip, detector, mo
     Image.new("RGB", (64, 64)).save(tmp_path / "out" / "grid.png")
     code, after = run(*options[:-1], "--detector=inception=~/tiny.pt")
     assert code == 0 and numbers(after) == numbers(before)
+    assert "is a sheet" not in before and after.count("grid.png is a sheet that a command wrote") == 1
 
 
 def numbers(output):

@@ -410,7 +410,8 @@ def test_camera_files(tmp_path):
 @pytest.mark.parametrize("text, said", [
     ("{", "not JSON"), ("[]", "no camera"), ("3", "holds 3"), ('{"label": []}', 'under "labels"'), ('{"labels": null}', 'under "labels"'),
     ("[1, 2, 3]", "3 numbers, expected 25"), ('[["a"]]', "not a list of numbers"), ("[[1, 2], 3]", "2 numbers"), ("[true]", "not a list"),
-    ('{"labels": [["a.png", [1, 2]]]}', "a.png: 2 numbers"), (json.dumps([float("nan")] * 25), "nan"), (json.dumps([0.0] * 25), "last row"),
+    ('{"labels": [["a.png", [1, 2]]]}', "a.png: 2 numbers"), (json.dumps([float("nan")] * 25), "nan"), (json.dumps([10 ** 400] * 25), "is inf"),
+    (json.dumps([0.0] * 25), "last row"),
 ])
 def test_bad_camera_files_end_with_one_line(tmp_path, text, said):
     path = tmp_path / "cameras.json"

@@ -573,6 +573,13 @@ def test_an_older_run_that_fits_is_suggested(copied, camera_zip):
     assert code == 0 and f"--resume={copied}." in output
 
 
+@pytest.mark.parametrize("options", [b"", b"[]", b'{"training_set_kwargs": 5}', b'{"training_set_kwargs": {"path": 5}}', b'{"G_kwargs": []}'])
+def test_damaged_options_of_another_run_end_no_new_one(options, copied, camera_zip):
+    (copied / "training_options.json").write_bytes(options)
+    code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024", "--batch=16", "-n"))
+    assert code == 0 and "--resume" not in output
+
+
 def test_a_state_wins_over_the_network_it_started_from(begun, camera_zip, tmp_path):
     network = tmp_path / "start.pkl"
     shutil.copy(begun / "network-snapshot-000000.pkl", network)

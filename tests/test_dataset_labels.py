@@ -68,6 +68,7 @@ BAD_LABELS = {
     "nan":          ([[1.0, 2], [1.0, float("nan")], [1, 2], [1, 2]], ["00000/img00000001.png holds nan at position 1", "1 labels"]),
     "inf":          ([[1.0, 2], [1.0, 2], [float("inf"), 2], [float("-inf"), 2]], ["00000/img00000002.png holds inf at position 0", "2 labels"]),
     "beyond float": ([[1e39], [1], [1], [1]], ["00000/img00000000.png holds 1e+39"]),
+    "endless":      ([[10 ** 400], [1], [1], [1]], ["00000/img00000000.png holds inf"]),
     "text":         ([["1.0"], ["2"], ["3"], ["4"]], ["00000/img00000000.png", '"1.0" in it', "flat list of numbers"]),
     "nested":       ([[[1, 0], [0, 1]]] * 4, ["00000/img00000000.png", "flat list"]),
     "truth":        ([True, False, True, True], ["00000/img00000000.png is true"]),

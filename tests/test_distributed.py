@@ -1,11 +1,13 @@
 """Two processes compute what one computes at the same total batch; so do rounds of gradient accumulation."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
 from helpers import load_golden
 
-from torch_utils import distributed, training_stats
+from torch_utils import distributed, signals, training_stats
 from training import discriminator, networks_raycond2, networks_raycond3
 from training.augment import AugmentPipe
 from training.loss import StyleGAN2Loss
@@ -138,3 +140,22 @@ def test_draws_depend_on_seed_step_phase_and_sample_only():
     cutoffs = a.draws(np.arange(8)).mix_cutoff(8, 10, 0.5)
     assert torch.equal(a.draws(np.array([6, 2])).mix_cutoff(2, 10, 0.5), cutoffs[[6, 2]])
     assert cutoffs.min() >= 1 and cutoffs.max() <= 10 and (PhaseRandom(1, 2, 3, 64).draws(np.arange(64)).mix_cutoff(64, 10, 0.0) == 10).all()
+
+
+def asked_to_stop(rank, device):
+    with signals.StopRequest() as stop:
+        return stop.asked
+
+
+def test_processes_hear_what_was_asked_before_they_started(monkeypatch):
+    """`train.py --gpus=2 | head -1`: the reader leaves while the first process prints the plan."""
+    def spawn(run, args, nprocs, join):
+        assert nprocs == 2 and not join
+        *_, answers, asked = args
+        answers.put(("result", run(0, args[0], 1, "cpu", (), asked=asked)))
+        return types.SimpleNamespace(pids=lambda: [], join=lambda: True)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    signals.StopRequest.ask(signals.BROKEN_PIPE)
+    assert distributed.launch(asked_to_stop, 2, "cpu") == signals.BROKEN_PIPE
+    assert distributed.launch(asked_to_stop, 2, "cpu") == 0

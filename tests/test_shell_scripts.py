@@ -145,6 +145,14 @@ def test_script_says_what_is_missing_in_one_line(script, tmp_path):
         assert said in line and script.stem in line
 
 
+def test_values_as_editors_and_quotes_leave_them(tmp_path):
+    """From a file with Windows' line ends; a ~ in quotes."""
+    (tmp_path / "data.zip").touch()
+    result = submit(SLURM[0], tmp_path, DATA="~/data.zip\r", OUTDIR="~\r", GPUS="2\r", HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[3:6] == [f"--data={tmp_path}/data.zip", f"--outdir={tmp_path}", "--gpus=2"]
+
+
 def test_what_slurm_provides_is_used(tmp_path):
     spool = tmp_path / "job123" / "slurm_script"            # sbatch runs a copy of the script
     spool.parent.mkdir()

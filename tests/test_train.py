@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -254,7 +255,9 @@ def test_a_dry_run_checks_what_the_run_would(camera_zip, tmp_path, monkeypatch):
     refused(*base, "--metrics=eqr50k", says=["--metrics=eqr50k", "StyleGAN3"])
     refused(*base, "--metrics=fid65", f"--detector={save_detector(tmp_path / 'tiny.pt')}", says=["--metrics=fid65", "64"])
     refused(*base, "--metrics=fid8_full", "--detector=absent.pt", says=["absent.pt", "no such file"])
-    refused(*base, "--metrics=pose_error8", "--pose-regressor=absent.pt", says=["--metrics=pose_error8"])
+    refused(*base, "--metrics=pose_error8", "--pose-regressor=absent.pt",
+            says=["--metrics=pose_error8: --pose-regressor=absent.pt: there is no such file"])
+    refused(*base, "--metrics=view_consistency8", "--embedding=absent.pt", says=["--embedding=absent.pt: there is no such file"])
     refused(*base, f"--outdir={camera_zip}", says=[f"--outdir={camera_zip}", "not a folder"])
     refused(*base, "--resume=absent.pkl", says=["absent.pkl"])
     refused(*base, "--resume", save_small(tmp_path / "d.pkl", D=True), says=["d.pkl", "no generator"])
@@ -537,6 +540,23 @@ def test_refusals_of_data(tmp_path, camera_zip):
 def test_descriptions_that_make_no_folder_are_refused_before_anything_is_made(camera_zip, tmp_path, desc, says, dry):
     refused(f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2-tiny", f"--desc={desc}", *dry, *SMALL, says=["--desc", says])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text, names", [("a,b", ("a", "b")), (" a, b ,", ("a", "b")), ("None", ()), ("", ()), (" none ", ()), (None, None)])
+def test_lists_of_metrics(text, names):
+    assert train.parse_metrics(None, None, text) == names
+
+
+def test_names_in_the_data_do_not_steer_the_terminal(camera_zip, tmp_path):
+    path = tmp_path / "data.zip"
+    path.write_bytes(Path(camera_zip).read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        document = json.loads(archive.read("dataset.json"))
+    document["labels"].append(["a\x1b[2J\n.png", camera_labels(1)[0]])
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("dataset.json", json.dumps(document))
+    code, output = run_train(f"--outdir={tmp_path / 'runs'}", f"--data={path}", "--cfg=raycond2-tiny", "-n", *SMALL)
+    assert code == 0 and r"the first is a\x1b[2J\n.png" in output and "\x1b" not in output
 
 
 def test_values_as_shells_and_windows_leave_them(camera_zip, tmp_path, monkeypatch):

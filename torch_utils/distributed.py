@@ -64,9 +64,11 @@ def launch(function: Callable[..., Any], num_processes: int, device: str, *args:
     answers = torch.multiprocessing.get_context("spawn").SimpleQueue()
     address = f"tcp://127.0.0.1:{free_port()}"
     relay = _Relay()
+    asked = signals.StopRequest.take_early()            # the loop that is to stop is theirs
     try:
         with relay.handled():            # before there are processes, so that no request is lost
-            context = torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, answers), nprocs=num_processes, join=False)
+            context = torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, answers, asked), nprocs=num_processes,
+                                                  join=False)
             relay.connect(context.pids())
             while not context.join():
                 pass
@@ -107,9 +109,12 @@ class _Relay:
                 os.kill(pid, number)
 
 
-def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple, address: str | None = None, answers: Any = None) -> Any:
-    """One of the processes."""
+def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple, address: str | None = None, answers: Any = None,
+         asked: int = 0) -> Any:
+    """One of the processes. asked: for StopRequest.ask."""
     memory.keep_freed()
+    if asked:
+        signals.StopRequest.ask(asked)
     if num_processes > 1:
         signals.end_with_parent()        # torch sends a signal then, but only once a process has started
         sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)

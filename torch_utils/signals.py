@@ -84,6 +84,12 @@ class StopRequest:
         else:
             StopRequest._current.asked = number
 
+    @staticmethod
+    def take_early() -> int:
+        """What `ask` was told while there was no loop, or 0; the next loop will not hear of it."""
+        number, StopRequest._early = StopRequest._early, 0
+        return number
+
     @contextlib.contextmanager
     def may_leave(self) -> Iterator[None]:
         """Within, a request raises Interrupted at once; so does what other processes, which have left, make fail."""

@@ -70,13 +70,14 @@ def describe_other(outdir: str, config: EasyDict, rays_given: bool, make_network
 
 def _could_go_on(run_dir: str, old: EasyDict, config: EasyDict, rays_given: bool, make_networks: Networks) -> bool:
     """Has the run a state for the networks of `config`, from the same data, that has not yet seen as many images?"""
-    if not training_state.states_of(run_dir) or _what_fits(old) != _what_fits(config):      # the rest takes longer
-        return False
-    trial = copy.deepcopy(config)
     try:
-        branch_off(trial, run_dir, rays_given)
-        state = check_state(trial.resume_state, make_networks(trial), trial.resume_state)
-        return state["status"]["cur_nimg"] < config.total_kimg * 1000
+        with training_state.understood(run_dir):
+            if not training_state.states_of(run_dir) or _what_fits(old) != _what_fits(config):      # the rest takes longer
+                return False
+            trial = copy.deepcopy(config)
+            branch_off(trial, run_dir, rays_given)
+            state = check_state(trial.resume_state, make_networks(trial), trial.resume_state)
+            return state["status"]["cur_nimg"] < config.total_kimg * 1000
     except UserError:
         return False
 
