@@ -70,7 +70,9 @@ def naming(option: str, value: object) -> Iterator[None]:
         said = f"{option}={value}"
         if error.message.startswith("--") and not error.message.startswith(f"{option}: ") or said in error.message:
             raise
-        message = error.message.removeprefix(f"{option}: ").removeprefix(f"{value}: ").removesuffix(f": {value}")
+        if error.message.startswith(f"{value}: "):
+            raise UserError(f"{error.message} ({option})") from error
+        message = error.message.removeprefix(f"{option}: ").removesuffix(f": {value}")
         raise UserError(f"{said}: {message}") from error
 
 

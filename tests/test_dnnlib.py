@@ -449,7 +449,7 @@ def test_naming_an_option():
             raise UserError(message)
         return caught.value.message
 
-    assert said("x.pkl: not a network file") == "--resume=x.pkl: not a network file"
+    assert said("x.pkl: not a network file") == "x.pkl: not a network file (--resume)"
     assert said("no such file: x.pkl") == "--resume=x.pkl: no such file"
     assert said("--resume: is no file") == "--resume=x.pkl: is no file"
     assert said("--resume=x.pkl: known") == "--resume=x.pkl: known"
