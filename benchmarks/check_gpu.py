@@ -1,4 +1,6 @@
-"""Networks on a GPU beside the reference path: images, the gradients of every phase, autocast. Prints relative errors (2-norm); nothing is timed.
+"""Networks on a GPU beside the reference path: images, the gradients of every phase, autocast.
+
+Prints relative errors (2-norm); nothing is timed.
 
     python benchmarks/check_gpu.py                    # a minute, with the building of the kernels
     python benchmarks/check_gpu.py --device=cpu       # the same lines without a GPU, to see that the script runs
@@ -56,14 +58,21 @@ def gradients(kind: str, device: str, half: bool, autocast: torch.dtype | None =
     G, D = networks(kind, device, half)
     z, c, real = inputs(device)
     loss = StyleGAN2Loss(device, G, D, r1_gamma=1, pl_weight=2)
-    for phase, module in (("Gmain", G), ("Greg", G), ("Dmain", D), ("Dreg", D)):
+    regularised = [("Greg", G)] if "2" in kind else []              # StyleGAN3 has no path length to regularise
+    for phase, module in (("Gmain", G), *regularised, ("Dmain", D), ("Dreg", D)):
         G.requires_grad_(module is G)
         D.requires_grad_(module is D)
         module.zero_grad()
         torch.manual_seed(5)
         with torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
             loss.accumulate_gradients(phase, real, c, z, c, gain=1, cur_nimg=0)
-        yield phase, torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in module.parameters()])
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+        yield phase, torch.cat([gradient.flatten() for gradient in found])
+
+
+def show(kind: str, ops: str, dtype: str, found: dict, expected: dict, *images: torch.Tensor) -> None:
+    errors = [f"{phase} {error(found[phase], expected[phase])}" for phase in expected]
+    print(f"{kind:<12}{ops:<10}{dtype:<9}", *([f"image {error(*images)}"] if images else []), *errors, sep="  ")
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> str:
@@ -82,11 +91,10 @@ def main(device: str) -> None:
         expected_image, expected = image(kind, "cpu", half=False), dict(gradients(kind, device, half=False))
         for ops, half in (("reference", True), ("auto", False), ("auto", True)):
             os.environ["RAYCOND_OPS"] = ops
-            errors = [f"{phase} {error(actual, expected[phase])}" for phase, actual in gradients(kind, device, half)]
-            print(f"{kind:<12}{ops:<10}{'half' if half else 'float32':<8}image {error(image(kind, device, half), expected_image)}  {'  '.join(errors)}")
+            found = dict(gradients(kind, device, half))
+            show(kind, ops, "half" if half else "float32", found, expected, image(kind, device, half), expected_image)
         for dtype in (torch.float16, torch.bfloat16):
-            errors = [f"{phase} {error(actual, expected[phase])}" for phase, actual in gradients(kind, device, False, autocast=dtype)]
-            print(f"{kind:<12}autocast  {str(dtype)[6:]:<8}               {'  '.join(errors)}")
+            show(kind, "autocast", str(dtype)[6:], dict(gradients(kind, device, False, autocast=dtype)), expected)
 
 
 if __name__ == "__main__":
