@@ -23,7 +23,6 @@ help:
 	@echo "make demo       render heads, train on them for two minutes, look at them from the left to the right"
 	@echo "make test       all quick tests"
 	@echo "make test-slow  the others"
-	@echo "make test-cpus  the quick tests as CPUs of three generations run them, with 1, 2 and 4 threads"
 	@echo "make lint       ruff"
 	@echo "make clean      remove caches and the output of the demo; .venv and training-runs stay"
 
