@@ -116,7 +116,8 @@ def compute_equivariance(opts: MetricOptions, choose: Callable[[np.random.Genera
                 motion, compare = choose(rng(opts.seed, "motion", int(batch.index[0])), G.img_resolution)
                 ws = G.mapping(batch.z, batch.c, **mapping_kwargs)
                 images = []
-                for matrix, c in ((torch.eye(3, dtype=torch.float32), batch.c), (motion, move_cameras(batch.c, motion) if follows else batch.c)):
+                moved = move_cameras(batch.c, motion) if follows else batch.c
+                for matrix, c in ((torch.eye(3, dtype=torch.float32), batch.c), (motion, moved)):
                     transform.copy_(matrix)
                     images.append(count_broken(opts, G.synthesis(ws, c, **synthesis_kwargs)).float())
                 difference, mask = compare(*images)

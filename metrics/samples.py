@@ -58,7 +58,10 @@ def iterate(opts: MetricOptions, num_samples: int, stream: str, choose: Callable
     for index in passes(opts, num_samples, opts.batch_gen):
         latents, items = zip(*(choose(int(i)) for i in index))
         z = torch.from_numpy(np.stack(latents))
-        c = torch.zeros([len(z), 0], dtype=torch.float32) if dataset is None else torch.from_numpy(np.stack([dataset.get_label(int(item)) for item in items]))
+        if dataset is None:
+            c = torch.zeros([len(z), 0], dtype=torch.float32)
+        else:
+            c = torch.from_numpy(np.stack([dataset.get_label(int(item)) for item in items]))
         noise_seed = int(rng(opts.seed, stream + "/noise", int(index[0])).integers(2 ** 62))
         yield Batch(index, z.to(opts.device), c.to(opts.device), noise_seed)
 

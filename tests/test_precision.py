@@ -319,6 +319,11 @@ def test_no_latents_give_no_images(family):
         image.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:var")
+def test_no_images_give_no_logits():
+    assert Discriminator(**SIZES, dcond="both")(torch.zeros([0, 3, 16, 16]), inputs()[1][:0]).shape == (0, 1)
+
+
 def test_gradients_of_one_latent_are_summed_over_its_cameras():
     G, (z, c) = make_generator("raycond2"), inputs(3)
     gradients = []

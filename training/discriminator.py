@@ -119,7 +119,7 @@ class MinibatchStdLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C + num_channels, H, W]."""
         N, C, H, W = x.shape
-        size = N if self.group_size is None else min(self.group_size, N)
+        size = max(N if self.group_size is None else min(self.group_size, N), 1)
         assert N % size == 0, f"a batch of {N} does not divide into groups of {size}"
         groups = x.reshape(size, N // size, self.num_channels, C // self.num_channels, H, W)
         spread = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt()          # [groups, F, C/F, H, W]

@@ -79,7 +79,7 @@ def sweep_labels(camera_stats: dict, columns: int) -> torch.Tensor:
     """Labels [columns, 25] of a sweep over the data's own range of yaw, at its mean pitch."""
     low, high = camera_stats["yaw_range"]
     all_around = high - low > 1.9 * math.pi             # then both ends are one view
-    yaw = torch.linspace(low, high, columns + 1, dtype=torch.float32)[:-1] if all_around else torch.linspace(low, high, columns, dtype=torch.float32)
+    yaw = torch.linspace(low, high, columns + all_around, dtype=torch.float32)[:columns]
     camera = camera_utils.Camera.from_stats(camera_stats, yaw=yaw, pitch=torch.full_like(yaw, camera_stats["pitch_mean"]))
     return camera.to_label().to(torch.float32)
 

@@ -13,6 +13,11 @@ from training.augment.transforms import Transform, affine, change_some, draw_mat
 _AXIS = math.sqrt(1 / 3)                                # of grey: R = G = B
 
 
+def _identity() -> torch.Tensor:
+    """[3, 3]."""
+    return torch.eye(3, dtype=torch.float32, device="cpu")
+
+
 def _grey() -> torch.Tensor:
     """[3, 3]: projects onto the axis of grey."""
     return torch.full([3, 3], _AXIS ** 2, dtype=torch.float32, device="cpu")
@@ -29,19 +34,20 @@ def _contrast(draw: Draw, pipe: Any) -> torch.Tensor:
 def _luma_flip(draw: Draw, pipe: Any) -> torch.Tensor:
     """Reflects at the plane of equal brightness through black and white's middle."""
     flips = (draw.uniform() * 2).floor()
-    return affine(torch.eye(3, dtype=torch.float32, device="cpu") - 2 * flips[:, None, None] * _grey())
+    return affine(_identity() - 2 * flips[:, None, None] * _grey())
 
 
 def _hue(draw: Draw, pipe: Any) -> torch.Tensor:
     """Turns around the axis of grey (Rodrigues' formula)."""
     angle_rad = ((draw.uniform() * 2 - 1) * math.pi * pipe.hue_max)[:, None, None]
-    across = torch.tensor([[0.0, -_AXIS, _AXIS], [_AXIS, 0.0, -_AXIS], [-_AXIS, _AXIS, 0.0]], dtype=torch.float32, device="cpu")       # across @ x = axis x x
-    return affine(_grey() + angle_rad.cos() * (torch.eye(3, dtype=torch.float32, device="cpu") - _grey()) + angle_rad.sin() * across)
+    across = torch.tensor([[0.0, -_AXIS, _AXIS], [_AXIS, 0.0, -_AXIS], [-_AXIS, _AXIS, 0.0]],            # across @ x = axis x x
+                          dtype=torch.float32, device="cpu")
+    return affine(_grey() + angle_rad.cos() * (_identity() - _grey()) + angle_rad.sin() * across)
 
 
 def _saturation(draw: Draw, pipe: Any) -> torch.Tensor:
     factor = torch.exp2(draw.normal() * pipe.saturation_std)[:, None, None]
-    return affine(_grey() + factor * (torch.eye(3, dtype=torch.float32, device="cpu") - _grey()))
+    return affine(_grey() + factor * (_identity() - _grey()))
 
 
 OF_ALL_IMAGES = (

@@ -20,17 +20,22 @@ def add_noise(images: torch.Tensor, pipe: Any, source: DrawSource, strength: flo
     return images + draw.image_noise(images) * sigma.to(images.device, images.dtype, non_blocking=True)[:, None, None, None]
 
 
+def _pixel_centres(count: int) -> torch.Tensor:
+    """[count], as parts of the image's side."""
+    return (torch.arange(count, dtype=torch.float32, device="cpu") + 0.5) / count
+
+
 def cut_out(images: torch.Tensor, pipe: Any, source: DrawSource, strength: float) -> torch.Tensor:
     """images: [N, C, H, W]. Sets a rectangle of `cutout_size` times the image's sides to zero; its centre is anywhere in the image."""
     if pipe.cutout == 0:
         return images
     batch, _, height, width = images.shape
     draw = Draw(source, "cutout", batch)
-    side = draw.applies(pipe.cutout * strength).to(torch.float32) * pipe.cutout_size                                 # [N], as part of the image's side
+    side = draw.applies(pipe.cutout * strength).to(torch.float32) * pipe.cutout_size        # [N], as part of the image's side
     if not side.any():
         return images
     centre = draw.uniform(2)                                                                                        # [N, 2]: x, y
-    outside_x = ((torch.arange(width, dtype=torch.float32, device="cpu") + 0.5) / width - centre[:, :1]).abs() >= side[:, None] / 2                    # [N, W]
-    outside_y = ((torch.arange(height, dtype=torch.float32, device="cpu") + 0.5) / height - centre[:, 1:]).abs() >= side[:, None] / 2                  # [N, H]
+    outside_x = (_pixel_centres(width) - centre[:, :1]).abs() >= side[:, None] / 2          # [N, W]
+    outside_y = (_pixel_centres(height) - centre[:, 1:]).abs() >= side[:, None] / 2         # [N, H]
     keeps = (outside_y[:, :, None] | outside_x[:, None, :]).unsqueeze(1)                                            # [N, 1, H, W]
     return images * keeps.to(images.device, images.dtype, non_blocking=True)

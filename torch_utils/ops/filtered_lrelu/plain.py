@@ -52,7 +52,8 @@ def bands(axis: Axis) -> list[Band]:
         start = max(0, -((before - first * down) // up))                                # the first input at or behind the first tap
         stop = min(size, ((last - 1) * down - before + len(taps) - 1) // up + 1)
         rows = torch.arange(first, last, dtype=torch.int64, device="cpu")[:, None] * down - before
-        tap = torch.arange(start, max(start, stop), dtype=torch.int64, device="cpu") * up - rows                         # [results, inputs]: which tap meets
+        columns = torch.arange(start, max(start, stop), dtype=torch.int64, device="cpu")
+        tap = columns * up - rows                                                       # [results, inputs]: which tap meets
         hit = (tap >= 0) & (tap < len(taps))
         blocks.append(Band(first, last, start, max(start, stop), torch.where(hit, taps[tap.clamp(0, len(taps) - 1)], 0)))
     return blocks

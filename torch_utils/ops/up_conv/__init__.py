@@ -97,7 +97,8 @@ class _Splitting(ctypes.Structure):
 def _split(library: ctypes.CDLL, w: torch.Tensor) -> list[torch.Tensor]:
     """The taps of the four convolutions, as correlations, channels_last: for even and odd rows, and columns within."""
     O, I = w.shape[:2]
-    taps = [torch.empty([O, I, 2 - a, 2 - b], dtype=w.dtype, device=w.device, memory_format=torch.channels_last) for a in range(2) for b in range(2)]
+    sizes = [[O, I, 2 - a, 2 - b] for a in range(2) for b in range(2)]
+    taps = [torch.empty(size, dtype=w.dtype, device=w.device, memory_format=torch.channels_last) for size in sizes]
     job = _Splitting(launching.float_address(w), (ctypes.c_void_p * 4)(*map(launching.float_address, taps)), O, I)
     launching.launch_cpu(library, "raycond_split_taps", job)
     return taps
