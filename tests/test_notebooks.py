@@ -65,7 +65,7 @@ def execute(notebook, monkeypatch, **environment):
             cell.outputs = []
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NOT_INSTALLED.format(root=str(ROOT))))
     notebook.cells.append(nbformat.v4.new_code_cell("print(sys.modules['notebook_utils'].__file__)"))
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"], outputs
     assert Path(outputs[-1].text.strip()) == ROOT / "notebook_utils.py"
