@@ -65,10 +65,16 @@ def autocast_is_on(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
+# Is autocast on for any kind of device? A torch that cannot say so counts as one where it may be.
+any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
 def own_precision(forward: Callable) -> Callable:
     """Decorator of functions of tensors, named or not, that choose their precision themselves: autocast is off inside."""
     @functools.wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if not any_autocast():           # the common case, which small networks meet some hundred times in a step
+            return forward(*args, **kwargs)
         device_type = next((arg.device.type for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)), None)
         if device_type is None or not autocast_is_on(device_type):
             return forward(*args, **kwargs)

@@ -34,6 +34,8 @@ def in_one_dtype(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ..
 
     Autocast hands on tensors of either precision, while without it a mixture is a mistake of the caller.
     """
+    if not misc.any_autocast():
+        return tensors
     given = [tensor for tensor in tensors if tensor is not None]
     if len({tensor.dtype for tensor in given}) < 2 or not misc.autocast_is_on(given[0].device.type):
         return tensors
