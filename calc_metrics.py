@@ -91,7 +91,7 @@ def load(snapshot: str, verbose: bool) -> tuple[Any, dict | None]:
     import legacy
     if verbose:
         print(f"Loading {snapshot} ...")
-    with naming("--network", snapshot):
+    with naming("--network", snapshot, file_first=True):
         networks = legacy.load_network_pkl(snapshot)
         return legacy.generator_of(networks, snapshot), networks["training_set_kwargs"]
 

@@ -227,7 +227,7 @@ def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: i
     print(f"Loading {network} ...")
     if trust:
         legacy.warn_of_trust(network)
-    with naming("--network", network):
+    with naming("--network", network, file_first=True):
         networks = legacy.load_network_pkl(network, trust=trust)
         G = legacy.generator_of(networks, network).to(target)
         labels = choose_labels(G, class_idx, camera_options, networks["camera_stats"])

@@ -226,11 +226,11 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
         raise UserError(f"--dest={dest}: there is no folder {folder}; create it first")
     if trust:
         warn_of_trust(source)
-    with naming("--source", source):
+    with naming("--source", source, file_first=True):
         data = load_network_pkl(source, force_fp16, trust)
     if (what or ("G_ema" if writer is sharing.save else "all")) == "G_ema":
         kept = {key: data[key] for key in ("camera_stats", *sharing.NOTES) if key in data}   # not where the training data were
-        with naming("--source", source):
+        with naming("--source", source, file_first=True):
             data = dict(dict.fromkeys(KEYS), **kept, G_ema=generator_of(data, source))
     for key in NETWORKS:
         if data[key] is not None and not persistence.is_persistent(data[key]):

@@ -62,17 +62,20 @@ def without_control(text: str) -> str:
 
 
 @contextlib.contextmanager
-def naming(option: str, value: object) -> Iterator[None]:
-    """A UserError in it says which option it is about, and that option's value, unless it names another one."""
+def naming(option: str, value: object, file_first: bool = False) -> Iterator[None]:
+    """A UserError in it says which option it is about, and that option's value, unless it names another one.
+
+    file_first: messages that begin with the value, a file, stay so and name the option last.
+    """
     try:
         yield
     except UserError as error:
         said = f"{option}={value}"
         if error.message.startswith("--") and not error.message.startswith(f"{option}: ") or said in error.message:
             raise
-        if error.message.startswith(f"{value}: "):
+        if file_first and error.message.startswith(f"{value}: "):
             raise UserError(f"{error.message} ({option})") from error
-        message = error.message.removeprefix(f"{option}: ").removesuffix(f": {value}")
+        message = error.message.removeprefix(f"{option}: ").removeprefix(f"{value}: ").removesuffix(f": {value}")
         raise UserError(f"{said}: {message}") from error
 
 

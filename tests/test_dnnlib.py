@@ -444,12 +444,13 @@ def test_usable_cores(bound, files, cores, tmp_path, monkeypatch):
 
 
 def test_naming_an_option():
-    def said(message):
-        with pytest.raises(UserError) as caught, naming("--resume", "x.pkl"):
+    def said(message, **kwargs):
+        with pytest.raises(UserError) as caught, naming("--resume", "x.pkl", **kwargs):
             raise UserError(message)
         return caught.value.message
 
-    assert said("x.pkl: not a network file") == "x.pkl: not a network file (--resume)"
+    assert said("x.pkl: not a network file") == "--resume=x.pkl: not a network file"
+    assert said("x.pkl: not a network file", file_first=True) == "x.pkl: not a network file (--resume)"
     assert said("no such file: x.pkl") == "--resume=x.pkl: no such file"
     assert said("--resume: is no file") == "--resume=x.pkl: is no file"
     assert said("--resume=x.pkl: known") == "--resume=x.pkl: known"
