@@ -1,6 +1,6 @@
 """Cameras: labels, poses, paths, rays and checks. No network code. The conventions are written down in docs/conventions.md."""
 
-from camera_utils.camera import LABEL_DIM, Camera
+from camera_utils.camera import LABEL_DIM, Camera, yaw_pitch
 from camera_utils.checks import check_camera_labels
 from camera_utils.datasets import DATASETS, DatasetCameras, camera_for, dataset_cameras
 from camera_utils.files import load_camera_file
@@ -39,5 +39,6 @@ __all__ = [
     "UniformCameraPoseSampler", "camera_for", "camera_stats", "check_camera_labels",
     "create_blender_cam2world_matrix", "create_cam2world_matrix", "dataset_cameras", "h_to_yaw", "image_grid",
     "load_camera_file", "normalize_vecs", "origin_direction", "pitch_to_v", "plucker", "project", "ray_basis",
-    "ray_directions", "ray_map", "ray_origins", "trajectory", "two_plane", "v_to_pitch", "yaw_to_h",
+    "ray_directions", "ray_map", "ray_origins", "trajectory", "two_plane", "v_to_pitch", "yaw_pitch",
+    "yaw_to_h",
 ]

@@ -132,9 +132,7 @@ class Camera:
 
     def yaw_pitch(self, up: str = "y") -> tuple[torch.Tensor, torch.Tensor]:
         """Angles [rad] of the positions about the world origin, [N] each: yaw in (-pi, pi], pitch in [-pi/2, pi/2]."""
-        to_world = self.origin.new_tensor(_frame(up))
-        x, y, z = _rotate(to_world.T, self.origin).unbind(dim=1)
-        return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
+        return yaw_pitch(self.origin, up)
 
     def validate(self, name: str = "camera") -> Camera:
         """Itself, if these are cameras: finite, a rotation, positive focal length, normalised intrinsics. Else UserError."""
@@ -165,6 +163,13 @@ class Camera:
     def _with_lens(self, fx: torch.Tensor, skew: torch.Tensor, cx: torch.Tensor, fy: torch.Tensor, cy: torch.Tensor) -> torch.Tensor:
         rows = [torch.stack([fx, skew, cx], dim=1), torch.stack([torch.zeros_like(fy), fy, cy], dim=1)]
         return torch.cat([torch.stack(rows, dim=1), self.intrinsics[:, 2:]], dim=1)                  # [N, 3, 3]
+
+
+def yaw_pitch(position: torch.Tensor, up: str = "y") -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles [rad] of points [N, 3] about the world origin, [N] each: yaw in (-pi, pi], pitch in [-pi/2, pi/2]."""
+    to_world = position.new_tensor(_frame(up))
+    x, y, z = _rotate(to_world.T, position).unbind(dim=1)
+    return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
 
 def look_at_matrix(origin: torch.Tensor, target: torch.Tensor, up: torch.Tensor, fallback_right: torch.Tensor | None = None) -> torch.Tensor:

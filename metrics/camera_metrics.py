@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from metrics.directions import angles_deg, compare_directions
+from metrics.directions import angles_deg, compare_directions, turns
 from metrics.features import compute_feature_stats_for_dataset
 from metrics.metric_main import Request
 from metrics.options import MetricOptions
@@ -102,6 +102,7 @@ def camera_metrics(opts: MetricOptions) -> dict:
     return {
         error: pose["mean"], f"{error}_median": pose["median"], **real_error(opts, error), f"{error}_chance": pose["chance"],
         f"{error}_shuffled": pose["shuffled"],
+        **{f"{error}_{name}": value for name, value in turns(requested, recovered, opts.dataset().camera_stats()["up"]).items()},
         consistency: views["within"], f"{consistency}_between": views["between"], f"{consistency}_ratio": views["ratio"],
         **real_consistency(opts, consistency),
     }

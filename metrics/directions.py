@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from camera_utils import yaw_pitch
 
 MAX_CANDIDATES = 500                     # directions that are tried as the best constant one
 CHUNK = 1000                             # rows of an all-pairs table at a time
+MIN_SPREAD = 1e-3                        # standard deviation of an angle [rad] below which a slope over it means nothing
 
 
 def angles_deg(directions: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -56,3 +60,27 @@ def compare_directions(requested: np.ndarray, recovered: np.ndarray) -> dict[str
     assert requested.shape == recovered.shape and requested.ndim == 2 and requested.shape[1] == 3, (requested.shape, recovered.shape)
     angle = angles_deg(requested, recovered)
     return dict(mean=float(angle.mean()), median=float(np.median(angle)), chance=chance_deg(requested), shuffled=shuffled_deg(requested, recovered))
+
+
+def turns(requested: np.ndarray, recovered: np.ndarray, up: str) -> dict[str, float]:
+    """How yaw and pitch follow what was asked for. Unit vectors [N, 3] in the world frame, whose vertical axis is `up`.
+
+    Returns the mean errors `yaw` and `pitch` [deg] and the slopes `yaw_slope` and `pitch_slope` of the least-squares
+    line through recovered over requested angles: 1 for a network that turns as far as asked, 0 for one that does not
+    turn. nan where all cameras have the same angle.
+    """
+    result = {}
+    for name, asked, seen in zip(("yaw", "pitch"), gaze_rad(requested, up), gaze_rad(recovered, up)):
+        off = (seen - asked + np.pi) % (2 * np.pi) - np.pi                  # yaw goes around
+        spread = asked - asked.mean()
+        varies = spread.std() > MIN_SPREAD
+        result[name] = float(np.degrees(np.abs(off)).mean())
+        result[f"{name}_slope"] = float(1 + (spread * off).sum() / np.square(spread).sum()) if varies else float("nan")
+    return result
+
+
+def gaze_rad(directions: np.ndarray, up: str) -> tuple[np.ndarray, np.ndarray]:
+    """Yaw and pitch [rad], [N] each, of where a camera that looks along unit vectors [N, 3] at the origin stands."""
+    position = -torch.from_numpy(np.asarray(directions, dtype=np.float64))
+    yaw, pitch = yaw_pitch(position, up)
+    return yaw.numpy(), pitch.numpy()

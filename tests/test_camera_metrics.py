@@ -51,6 +51,28 @@ def test_shuffled_is_the_mean_over_all_pairs():
     assert directions.shuffled_deg(a, b) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("up", ["y", "z"])
+def test_turns_of_a_network_that_turns_part_of_the_way(up):
+    rng = np.random.RandomState(0)
+    yaw, pitch = (torch.from_numpy(rng.uniform(-0.7, 0.7, 500)) for _ in range(2))
+
+    def directions_of(yaw, pitch):
+        return Camera.look_at(yaw, pitch, 2.7, up=up).forward.numpy()
+
+    found = directions.turns(directions_of(yaw, pitch), directions_of(0.7 * yaw + 0.1, 0.4 * pitch), up)
+    assert found["yaw_slope"] == pytest.approx(0.7) and found["pitch_slope"] == pytest.approx(0.4)
+    assert found["yaw"] == pytest.approx(np.degrees(np.abs(0.1 - 0.3 * yaw.numpy()).mean()))
+    assert found["pitch"] == pytest.approx(np.degrees(np.abs(0.6 * pitch.numpy()).mean()))
+
+
+def test_turns_all_around_and_of_cameras_at_one_height():
+    yaw = torch.linspace(-3.1, 3.1, 100, dtype=torch.float64)
+    asked, seen = (Camera.look_at(angle, 0.2, 2.7).forward.numpy() for angle in (yaw, yaw + 0.3))
+    found = directions.turns(asked, seen, "y")
+    assert found["yaw"] == pytest.approx(np.degrees(0.3)) and found["yaw_slope"] == pytest.approx(1)
+    assert found["pitch"] == pytest.approx(0, abs=1e-9) and np.isnan(found["pitch_slope"])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Pairs.
 
