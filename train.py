@@ -113,7 +113,8 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 # Rays.
 @click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
 @click.option("--dcond",        help="How D learns the camera  [default: pose; raycond2-tiny: both]", type=click.Choice(["pose", "rays", "both"]))
-@click.option("--ray-init",     help="New ray weights of a network resumed without rays", type=click.Choice(["zero", "random"]), default="zero")
+@click.option("--ray-init",     help="New weights of a network resumed without rays, or of smaller images; zero: its images come first",
+              type=click.Choice(["zero", "random"]), default="zero")
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
               type=click.Choice(["strict", "off"]), default="strict")
 # Hyperparameters.
@@ -370,7 +371,8 @@ def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
     notes += cfg.keep_ray_convention(config, sources["G_ema"], rays_given)
     G, D = meta_networks(config)
     targets = dict(G=G, D=D, G_ema=G)
-    reports = [compare(targets[name], source, name) for name, source in sources.items() if source is not None]
+    reports = [compare(targets[name], source, config.ray_init, name)
+               for name, source in sources.items() if source is not None]
     check_match(reports, config.resume_pkl)
     return notes + describe_sizes(reports, getattr(sources["G"], "img_resolution", config.img_resolution), config.img_resolution, config.resume_pkl)
 
