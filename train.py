@@ -17,7 +17,7 @@ import dnnlib
 from dnnlib import UserError, cli
 from dnnlib.util import naming, run_program, without_control
 from training import config as cfg
-from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS, RECIPES
+from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS, PUBLISHED, RECIPES
 
 EXIT_SAVED = 75                          # EX_TEMPFAIL of sysexits.h: asked to stop, state saved, run the same command again
 EXIT_CODES = {signal.SIGINT: 130}        # as shells have it
@@ -97,11 +97,11 @@ ABOVE_ZERO = Number(min=0, min_open=True)
               metavar="NAME")
 @click.option("--gpus",         help="Number of GPUs, or of processes on a CPU  [default: 1; a recipe takes those of its authors, as far as there are so many]",
               type=POSITIVE)
-@click.option("--batch",        help="Total batch size  [default: 32; raycond2-tiny: 16]", type=POSITIVE)
-@click.option("--gamma",        help="R1 weight; auto: 0.0002 * resolution^2 / batch  [default: auto]", type=GammaType())
+@click.option("--batch",        help="Total batch size  [default: 32; the tiny presets: 16]", type=POSITIVE)
+@click.option("--gamma",        help="R1 weight; auto: 0.0002 * resolution^2 / batch  [default: auto; the tiny presets: 0.05]", type=GammaType())
 @click.option("--cond",         help="Train with labels  [default: on for networks with rays]", type=bool, metavar="BOOL")
 @click.option("--mirror",       help="Mirror the images, and their cameras, too", type=bool, default=False, metavar="BOOL")
-@click.option("--aug",          help="Augmentation of what D sees; ada: as strong as D overfits  [default: ada; raycond2-tiny: noaug]",
+@click.option("--aug",          help="Augmentation of what D sees; ada: as strong as D overfits  [default: ada; the tiny presets: noaug]",
               type=click.Choice(["noaug", "ada", "fixed"]))
 @click.option("--augpipe",      help=f"What --aug does: {', '.join([*AUGMENTATIONS, *AUGMENTATION_SUMS])}, or a sum like color+noise  "
               "[default: color where labels are cameras, else bgc]", metavar="NAME")
@@ -112,7 +112,10 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
 @click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
-@click.option("--dcond",        help="How D learns the camera  [default: pose; raycond2-tiny: both]", type=click.Choice(["pose", "rays", "both"]))
+@click.option("--dcond",        help="How D learns the camera: the label, rays in its image, both  [default: both with rays; --recipe, --rays=published and "
+              "networks without rays: pose]", type=click.Choice(["pose", "rays", "both"]))
+@click.option("--camera-loss",  help="Weight of the camera loss: D learns to tell cameras, G shows the one asked for; 0: off  [default: 1 with rays; --recipe, "
+              "--rays=published and networks without rays: 0]", type=Number(min=0))
 @click.option("--ray-init",     help="New weights of a network resumed without rays, or of smaller images; zero: its images come first",
               type=click.Choice(["zero", "random"]), default="zero")
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
@@ -129,14 +132,14 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 @click.option("--mbstd-group",  help="Group size of minibatch standard deviation", type=POSITIVE, default=4)
 # The rest.
 @click.option("--desc",         help="Added to the name of the run folder", metavar="TEXT", type=cli.NAME)
-@click.option("--metrics",      help="Metrics at each snapshot; or none  [default: fid50k_full where its detector is at hand; raycond2-tiny: none]",
+@click.option("--metrics",      help="Metrics at each snapshot; or none  [default: fid50k_full where its detector is at hand; the tiny presets: none]",
               metavar="A,B", callback=parse_metrics)
 @click.option("--samples",      help="Number of images for all metrics; shows in their names", type=POSITIVE)
 @click.option("--detector",     help="TorchScript detector of metrics from a file; can be given again", type=cli.KIND_PATH,
               metavar="[KIND=]FILE", multiple=True)
 @click.option("--pose-regressor", help="For the metric pose_error, from `python -m metrics.pose_regressor`", metavar="FILE", type=cli.PATH)
 @click.option("--embedding",    help="For the metric view_consistency: TorchScript, images -> features", metavar="FILE", type=cli.PATH)
-@click.option("--kimg",         help="Thousands of images to train for  [default: 25000; raycond2-tiny: 100]", type=ABOVE_ZERO)
+@click.option("--kimg",         help="Thousands of images to train for  [default: 25000; the tiny presets: 100]", type=ABOVE_ZERO)
 @click.option("--tick",         help="Thousands of images between status lines", type=ABOVE_ZERO, default=4)
 @click.option("--snap",         help="Ticks between snapshots  [default: 100]", type=POSITIVE)
 @click.option("--keep",         help="Remove all but the last N network snapshots and training states  [default: all snapshots, 2 states]",
@@ -182,7 +185,7 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
         print(f"{earlier.run_dir} has trained for its {config.total_kimg:g} kimg. Train longer with a larger --kimg, or start another run with --new.")
         return
     if earlier is None and asked.resume is None:
-        notes += continuing.describe_other(options.outdir, config, options.rays is not None, meta_networks)
+        notes += continuing.describe_other(options.outdir, config, options, meta_networks)
     notes += prepare_start(config, options, earlier, dry_run)
     notes += check_metrics(config, options, dry_run)
     if device == "cpu":
@@ -221,17 +224,32 @@ def train(config: dnnlib.EasyDict, plan_text: str) -> None:
 
 
 def find_earlier(options: cfg.Options, preset: Any, info: cfg.DataInfo, plan: cfg.Plan) -> tuple[cfg.Plan, Any]:
-    """The earlier run that the plan continues, or None; and the plan, which is another one for runs of the time when noaug was the default."""
+    """The earlier run that the plan continues, or None; and the plan, which is another one for runs that began with older defaults."""
     from training import continuing
-    earlier = continuing.find_run(options.outdir, plan.config)
-    if earlier is None and options.aug is None and options.augpipe is None and preset.aug != "noaug":
-        old = cfg.build_config(dataclasses.replace(options, aug="noaug"), preset, info)
-        found = continuing.find_run(options.outdir, old.config)
-        if found is not None and found.config.get("aug") is None:              # such runs do not say what --aug was
+    for asked in (options, *with_older_defaults(options, preset)):
+        old = plan if asked is options else cfg.build_config(asked, preset, info)
+        earlier = continuing.find_run(options.outdir, old.config)
+        if earlier is None:
+            continue
+        if asked.aug == options.aug:
+            if asked is not options:
+                old.notes.append(f"{earlier.run_dir} began before there was a camera loss, and goes on without; --new starts a run with it.")
+            return old, earlier
+        if earlier.config.get("aug") is None:                                  # such runs do not say what --aug was
             old.config.aug = None
-            old.notes.append(f"{found.run_dir} began when --aug=noaug was the default, and goes on without augmentation; --aug=ada starts another run.")
-            return old, found
-    return plan, earlier
+            old.notes.append(f"{earlier.run_dir} began when --aug=noaug was the default, and goes on without augmentation; --aug=ada starts another run.")
+            return old, earlier
+    return plan, None
+
+
+def with_older_defaults(options: cfg.Options, preset: Any) -> list[cfg.Options]:
+    """The options as they were understood before: without the camera loss and rays in D, without augmentation."""
+    older = []
+    if preset.camera_loss > 0 and (options.dcond, options.camera_loss) == (None, None):
+        older.append(dataclasses.replace(options, **PUBLISHED))
+    if options.aug is None and options.augpipe is None and preset.aug != "noaug":
+        older += [dataclasses.replace(asked, aug="noaug") for asked in (options, *older)]
+    return older
 
 
 def logged(run_dir: str | None) -> dnnlib.util.Logger:
@@ -258,7 +276,7 @@ def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any, d
     if earlier is not None or cfg.is_state(options.resume):
         if earlier is None:
             with naming("--resume", options.resume):
-                notes = continuing.branch_off(config, options.resume, options.rays is not None)
+                notes = continuing.branch_off(config, options.resume, options)
         else:
             notes = continuing.take_over(config, earlier)
         state, flag = (config.resume_state, "--resume=") if earlier is None else (earlier.state, "")
@@ -270,7 +288,7 @@ def prepare_start(config: dnnlib.EasyDict, options: cfg.Options, earlier: Any, d
     if config.resume_pkl is None:
         return []
     try:
-        return check_resume(config, options.rays is not None)
+        return check_resume(config, options)
     except UserError as error:
         if options.recipe is None or options.resume != RECIPES[options.recipe].resume:
             raise
@@ -363,12 +381,15 @@ def meta_networks(config: dnnlib.EasyDict) -> tuple[Any, Any]:
         return tuple(dnnlib.util.construct_class_by_name(**kwargs) for kwargs in network_kwargs(config))
 
 
-def check_resume(config: dnnlib.EasyDict, rays_given: bool) -> list[str]:
+def check_resume(config: dnnlib.EasyDict, options: cfg.Options) -> list[str]:
     """Before anything is written: does the network fit? Keeps its ray convention; returns what to say."""
     from training.transfer import check_match, compare, describe_sizes, sources_of
     with naming("--resume", config.resume_pkl):
         sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
-    notes += cfg.keep_ray_convention(config, sources["G_ema"], rays_given)
+    notes += cfg.keep_ray_convention(config, sources["G_ema"], options.rays is not None)
+    if getattr(sources["G_ema"], "rays", None) is not None:
+        old = {f"{name}_kwargs": getattr(sources[name], "init_kwargs", None) for name in "GD"}
+        notes += cfg.keep_settings(config, config.resume_pkl, old, options)
     G, D = meta_networks(config)
     targets = dict(G=G, D=D, G_ema=G)
     reports = [compare(targets[name], source, config.ray_init, name)

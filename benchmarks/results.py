@@ -20,7 +20,7 @@ _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 def save_rows(path: str, rows: list[dict[str, Any]]) -> None:
     """Appends what this very command measured, with machine, versions, date and commit."""
-    append_rows(path, [dict(row, **_circumstances()) for row in rows])
+    append_rows(path, [dict(row, **circumstances()) for row in rows])
 
 
 def append_rows(path: str, rows: list[dict[str, Any]]) -> None:
@@ -35,7 +35,7 @@ def append_rows(path: str, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _circumstances() -> dict[str, str]:
+def circumstances() -> dict[str, str]:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_FOLDER, capture_output=True, text=True).stdout.strip()
     command = shlex.join(["python", os.path.join("benchmarks", os.path.basename(sys.argv[0])), *sys.argv[1:]])
     return dict(machine=f"{_cpu()}, {os.cpu_count()} cores", torch=torch.__version__, date=datetime.date.today().isoformat(), commit=commit, command=command)

@@ -13,7 +13,7 @@ import train
 from training import config
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS
 
-SIX = [name for name in PRESETS if name != "raycond2-tiny"]
+SIX = [name for name in PRESETS if not name.endswith("-tiny")]
 
 
 @pytest.mark.parametrize("cfg", SIX)
@@ -82,6 +82,7 @@ RESOLVED = dict(                                        # what a configuration s
     resume=lambda c: "auto" if (c.resume_pkl, c.resume_state) == (None, None) else c.resume_pkl,
     rays=lambda c: c.G_kwargs.get("rays"),
     dcond=lambda c: c.D_kwargs.get("dcond", "pose"),
+    camera_loss=lambda c: float(c.loss_kwargs.get("camera_weight", 0)),
     cbase=lambda c: c.D_kwargs["channel_base"],
     cmax=lambda c: c.D_kwargs["channel_max"],
     glr=lambda c: c.G_opt_kwargs["lr"],

@@ -12,7 +12,7 @@ from typing import Any
 
 from dnnlib import EasyDict, UserError
 from dnnlib.util import is_url, open_whole, usable_cores
-from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, RECIPES, Preset, lookup
+from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATIONS, PRESETS, PUBLISHED, RECIPES, Preset, lookup
 
 # What may change without making it another training: how it is computed, how long, what is written, where the data lie.
 FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmark", "checkpoint_activations", "total_kimg", "kimg_per_tick",
@@ -43,6 +43,7 @@ class Options:
     freezed: int                = 0
     rays: str | None            = None
     dcond: str | None           = None
+    camera_loss: float | None   = None
     p: float | None             = None
     target: float | None        = None
     batch_gpu: int | None       = None
@@ -124,11 +125,17 @@ def describe_recipe(asked: Options, options: Options) -> list[str]:
 def preset_of(options: Options) -> Preset:
     if options.cfg is None:
         raise UserError(f"--cfg is missing; choose one of {', '.join(PRESETS)} (or a --recipe)")
-    return lookup(PRESETS, options.cfg, "--cfg")
+    preset = lookup(PRESETS, options.cfg, "--cfg")
+    published = options.recipe is not None or options.rays == "published"
+    return replace(preset, **PUBLISHED) if published else preset
 
 
 def dcond_of(options: Options, preset: Preset) -> str:
     return preset.dcond if options.dcond is None else options.dcond
+
+
+def camera_loss_of(options: Options, preset: Preset) -> float:
+    return preset.camera_loss if options.camera_loss is None else options.camera_loss
 
 
 def wants_labels(options: Options, preset: Preset) -> bool:
@@ -145,7 +152,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
         options = replace(options, gpus=1)
     _check_data(options, preset, data, notes)
     batch, batch_gpu = _check_batch(options, preset)
-    gamma = _gamma(options, data.resolution, batch, notes)
+    gamma = _gamma(options, preset, data.resolution, batch, notes)
     warm_start = options.resume is not None and not is_state(options.resume)
 
     config = EasyDict(num_gpus=options.gpus, batch_size=batch, batch_gpu=batch_gpu, random_seed=options.seed)
@@ -157,6 +164,8 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.G_reg_interval, config.D_reg_interval = preset.G_reg_interval, preset.D_reg_interval
     config.loss_kwargs = dict(class_name="training.loss.StyleGAN2Loss", r1_gamma=gamma, style_mixing_prob=preset.style_mixing_prob,
                               pl_weight=preset.pl_weight)
+    if (camera_loss := camera_loss_of(options, preset)) > 0:
+        config.loss_kwargs.update(camera_weight=camera_loss)
     config.ema_kimg = batch * 10 / 32
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
@@ -210,6 +219,8 @@ def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[st
     dcond = dcond_of(options, preset)
     if dcond != "pose" and not data.has_camera_labels:
         raise UserError(f"--dcond={dcond}: rays in the discriminator need camera labels (--cond=1 and 25 numbers per image)")
+    if options.camera_loss and not data.has_camera_labels:
+        raise UserError(f"--camera-loss={options.camera_loss:g}: D learns to tell cameras, and there are no camera labels (--cond=1 and 25 numbers per image)")
     if options.rays is not None and not preset.rays and dcond == "pose":
         raise UserError(f"--rays={options.rays}: --cfg={options.cfg} has no rays; use --cfg=raycond2 or leave --rays out")
 
@@ -245,7 +256,9 @@ def default_workers(processes: int) -> int:
     return min(MOST_WORKERS, usable_cores() // processes)
 
 
-def _gamma(options: Options, resolution: int, batch: int, notes: list[str]) -> float:
+def _gamma(options: Options, preset: Preset, resolution: int, batch: int, notes: list[str]) -> float:
+    if options.gamma is None and preset.gamma is not None:
+        return preset.gamma
     if options.gamma in (None, "auto"):
         gamma = 0.0002 * resolution ** 2 / batch
         notes.append(f"--gamma=auto: R1 weight {gamma:g} = 0.0002 * {resolution}^2 / {batch}, a start; look at the curves and try a few.")
@@ -301,6 +314,8 @@ def _network_kwargs(options: Options, preset: Preset) -> tuple[EasyDict, EasyDic
         G.rays = rays
     if (dcond := dcond_of(options, preset)) != "pose":
         D.update(dcond=dcond, rays=rays)
+    if camera_loss_of(options, preset) > 0:
+        D.predicts_camera = True
     if options.bf16:
         G.half_dtype = "bf16"
         D.block_kwargs["half_dtype"] = "bf16"
@@ -323,6 +338,34 @@ def fingerprint(config: dict, data_name: str) -> str:
 def is_state(path: str | None) -> bool:
     """Does that value of --resume mean a training state, or a run that has some, rather than a network?"""
     return path is not None and (path.endswith(".pt") or os.path.isdir(path))
+
+
+# What a network that goes on stays, where its option is not given: (network, init argument, its default, option).
+KEPT = (("G_kwargs", "use_noise", True, None), ("D_kwargs", "dcond", "pose", "dcond"), ("D_kwargs", "predicts_camera", False, "camera_loss"))
+
+
+def keep_settings(config: EasyDict, source: str, old: dict[str, dict | None], options: Options) -> list[str]:
+    """`config` with what the networks of `source` were built with, whose arguments are `old` (None: there is no such network),
+    as far as the options leave it open. Returns what to say.
+    """
+    notes = []
+    for network, name, default, option in KEPT:
+        if old.get(network) is None or (option is not None and getattr(options, option) is not None):
+            continue
+        before, now = (kwargs.get(name, default) for kwargs in (old[network], config[network]))
+        if before != now:
+            config[network][name] = before
+            flag = "" if option is None else f"; --{option.replace('_', '-')} changes it"
+            notes.append(f"{source} has {name}={before}, which is kept{flag}.")
+    if config.D_kwargs.get("dcond", "pose") == "pose":
+        for name in ("dcond", "rays"):
+            config.D_kwargs.pop(name, None)
+    elif "rays" in config.G_kwargs:
+        config.D_kwargs["rays"] = config.G_kwargs["rays"]
+    if not config.D_kwargs.get("predicts_camera"):
+        config.D_kwargs.pop("predicts_camera", None)
+        config.loss_kwargs.pop("camera_weight", None)
+    return notes
 
 
 def keep_ray_convention(config: EasyDict, source: Any, rays_given: bool) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from dnnlib import EasyDict, UserError
 from dnnlib.util import parse_json
 from training import training_state
-from training.config import FREE, FREE_OF_DATA
+from training.config import FREE, FREE_OF_DATA, Options, keep_settings
 from training.status import read_stats
 
 try:
@@ -54,12 +54,12 @@ def find_run(outdir: str, config: EasyDict) -> Earlier | None:
     return None
 
 
-def describe_other(outdir: str, config: EasyDict, rays_given: bool, make_networks: Networks) -> list[str]:
+def describe_other(outdir: str, config: EasyDict, options: Options, make_networks: Networks) -> list[str]:
     """What to say of a new run where an earlier one below `outdir` could go on with this configuration: people
     change an option and expect it to.
     """
     for run_dir, old in _runs(outdir):
-        if _could_go_on(run_dir, old, config, rays_given, make_networks):
+        if _could_go_on(run_dir, old, config, options, make_networks):
             changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in FREE]
             more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
             return [f"Begins a new run. An earlier one, {run_dir}, is another training "
@@ -68,14 +68,14 @@ def describe_other(outdir: str, config: EasyDict, rays_given: bool, make_network
     return []
 
 
-def _could_go_on(run_dir: str, old: EasyDict, config: EasyDict, rays_given: bool, make_networks: Networks) -> bool:
+def _could_go_on(run_dir: str, old: EasyDict, config: EasyDict, options: Options, make_networks: Networks) -> bool:
     """Has the run a state for the networks of `config`, from the same data, that has not yet seen as many images?"""
     try:
         with training_state.understood(run_dir):
             if not training_state.states_of(run_dir) or _what_fits(old) != _what_fits(config):      # the rest takes longer
                 return False
             trial = copy.deepcopy(config)
-            branch_off(trial, run_dir, rays_given)
+            branch_off(trial, run_dir, options)
             state = check_state(trial.resume_state, make_networks(trial), trial.resume_state)
             return state["status"]["cur_nimg"] < config.total_kimg * 1000
     except UserError:
@@ -119,7 +119,7 @@ def take_over(config: EasyDict, earlier: Earlier) -> list[str]:
     return notes
 
 
-def branch_off(config: EasyDict, path: str, rays_given: bool) -> list[str]:
+def branch_off(config: EasyDict, path: str, options: Options) -> list[str]:
     """A new run that goes on from any state, given as a file or as a run folder: what may change is said, the rest refused. Changes `config`."""
     if os.path.isdir(path):
         path, notes = _newest_of(path)
@@ -135,9 +135,10 @@ def branch_off(config: EasyDict, path: str, rays_given: bool) -> list[str]:
     for network in ("G_kwargs", "D_kwargs"):
         before, now = old[network].get("rays"), config[network].get("rays")
         if before != now and None not in (before, now):
-            if rays_given:
+            if options.rays is not None:
                 raise UserError(f"--resume={path} --rays={now}: the networks of this state know --rays={before}; leave --rays out, or start from weights")
             config[network]["rays"] = before
+    notes += keep_settings(config, path, old, options)
     config.resume_state, config.resume_pkl, config.ema_rampup = path, None, old.ema_rampup
     config.loss_kwargs.update({key: value for key, value in old.loss_kwargs.items() if key.startswith("blur")})      # what a warm start has set
     if "ada_kimg" in config and "ada_kimg" in old:

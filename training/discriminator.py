@@ -1,7 +1,7 @@
 """StyleGAN2 discriminator (Karras et al. 2020b), projecting on the label (Miyato and Koyama 2018), optionally seeing rays.
 
 `dcond` says how it learns about the camera: 'pose' through the projection, 'rays' through the ray map appended to its
-input image, 'both' through both.
+input image, 'both' through both. With `predicts_camera` it also has a network that tells the camera of an image.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from torch_utils import misc, persistence
 from torch_utils.ops import conv2d_resample, upfirdn2d
+from training.camera_predictor import CameraPredictor
 from training.layers import (
     BILINEAR,
     HALF_DTYPES,
@@ -199,6 +200,7 @@ class Discriminator(nn.Module):
         epilogue_kwargs:    dict | None     = None,     # For DiscriminatorEpilogue.
         dcond:              str             = "pose",   # A key of CAMERA_INPUTS.
         rays:               str             = "published",  # Ray convention, where the image carries rays.
+        predicts_camera:    bool            = False,    # Has it a CameraPredictor, for the camera loss?
     ):
         super().__init__()
         assert dcond in CAMERA_INPUTS, f"dcond {dcond!r}, expected one of {list(CAMERA_INPUTS)}"
@@ -226,6 +228,7 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {}))
         self.cmap_dim = cmap_dim
         self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim=cmap_dim, resolution=4, **image, **(epilogue_kwargs or {}))
+        self.camera_predictor = CameraPredictor(c_dim, img_channels, img_resolution) if predicts_camera else None
 
     @misc.own_precision
     def forward(self, img: torch.Tensor, c: torch.Tensor | None, update_emas: bool = False, **block_kwargs: Any) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The StyleGAN2 loss for all our networks: non-saturating logistic loss (Goodfellow et al. 2014), R1 (Mescheder et al. 2018),
-path length regularisation (Karras et al. 2020b, section 3.2), style mixing (Karras et al. 2019, section 3.1)."""
+path length regularisation (Karras et al. 2020b, section 3.2), style mixing (Karras et al. 2019, section 3.1); and ours: the
+camera loss, how far the camera that an image shows is from the one asked for, as D's CameraPredictor sees it."""
 
 from __future__ import annotations
 
@@ -59,6 +60,7 @@ class StyleGAN2Loss(Loss):
         pl_no_weight_grad:  bool            = False,    # Accepted; autograd never computes weight gradients that nobody asks for.
         blur_init_sigma:    float           = 0,        # D first sees images blurred by this sigma [pixels] ...
         blur_fade_kimg:     float           = 0,        # ... which falls to 0 over so many thousand images.
+        camera_weight:      float           = 0,        # Weight of the camera loss in G's, for a D that predicts cameras; 0: off.
     ):
         self.device = device
         self.G, self.D = G, D
@@ -71,6 +73,7 @@ class StyleGAN2Loss(Loss):
         self.pl_mean = torch.zeros([], dtype=torch.float32, device=device)
         self.blur_init_sigma = blur_init_sigma
         self.blur_fade_kimg = blur_fade_kimg
+        self.camera_weight = camera_weight
 
     # -- Networks as the loss sees them -----------------------------------------------------------------------------
 
@@ -122,12 +125,16 @@ class StyleGAN2Loss(Loss):
                 self._discriminator_real(real_img, real_c, gain, sigma, draws, fake_loss, reg)
 
     def _generator_main(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws) -> None:
-        """G wants its images taken for real."""
+        """G wants its images taken for real, and for images from the cameras asked for."""
         img, _ = self.run_G(gen_z, gen_c, draws=draws)
         logits = self.run_D(img, gen_c, sigma, augment_draws=draws.augment("fake"))
         loss = softplus(-logits)
         _report_logits("fake", logits)
         training_stats.report("Loss/G/loss", loss)
+        if self.camera_weight != 0:
+            error = self.D.camera_predictor.error(img, gen_c)
+            training_stats.report("Loss/G/camera", error)
+            loss = loss + self.camera_weight * error[:, None]
         loss.mean().mul(gain).backward()
 
     def _path_length(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, draws: Draws) -> None:
@@ -160,7 +167,9 @@ class StyleGAN2Loss(Loss):
 
     def _discriminator_real(self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float, sigma: float, draws: Draws,
                             fake_loss: torch.Tensor | None, reg: bool) -> None:
-        """D wants real images taken for real (where there is a `fake_loss` to go with it); R1 flattens D around them."""
+        """D wants real images taken for real (where there is a `fake_loss` to go with it), and learns to tell their
+        cameras; R1 flattens D around them.
+        """
         img = real_img.detach().requires_grad_(reg)
         logits = self.run_D(img, real_c, sigma, augment_draws=draws.augment("real"))
         _report_logits("real", logits)
@@ -169,6 +178,10 @@ class StyleGAN2Loss(Loss):
             loss = softplus(-logits)
             training_stats.report("Loss/D/loss", fake_loss + loss.detach())
             total = total + loss
+            if self.camera_weight != 0:
+                error = self.D.camera_predictor.error(real_img, real_c)
+                training_stats.report("Loss/D/camera", error)
+                total = total + error[:, None]                              # its weights are its own: no factor needed
         if reg:
             slope, = torch.autograd.grad(logits.sum(), img, create_graph=True)
             penalty = slope.square().sum([1, 2, 3])                         # [N]

@@ -27,6 +27,8 @@ class Preset:
     aug: str                    = "ada"                 # StyleGAN3's defaults of --aug ...
     metrics: tuple[str, ...]    = ("fid50k_full",)      # ... and --metrics, the latter where its detector is at hand
     dcond: str                  = "pose"                # how D learns the camera
+    camera_loss: float          = 0.0                   # weight of the camera loss in G's
+    gamma: float | None         = None                  # R1 weight; None: by the rule of --gamma=auto
     synthesis_kwargs: tuple     = ()                    # further (name, value) pairs for the generator
     style_mixing_prob: float    = 0.0
     pl_weight: float            = 0.0
@@ -39,6 +41,10 @@ class Preset:
     default_kimg: int           = 25000
 
 
+# How networks with rays are trained here (docs/experiments.md), and how the released code trains them.
+_OBEDIENT = dict(rays=True, dcond="both", camera_loss=1.0)
+PUBLISHED = dict(dcond="pose", camera_loss=0.0)
+
 _STYLEGAN2 = Preset(
     generator           = "training.networks_stylegan2.Generator",
     synthesis_kwargs    = (("fused_modconv_default", "inference_only"),),
@@ -46,10 +52,15 @@ _STYLEGAN2 = Preset(
     pl_weight           = 2.0,
     G_reg_interval      = 4,
 )
-_RAYCOND2 = replace(_STYLEGAN2, generator="training.networks_raycond2.Generator", rays=True)
+_RAYCOND2 = replace(_STYLEGAN2, generator="training.networks_raycond2.Generator", **_OBEDIENT)
 _STYLEGAN3 = Preset(generator="training.networks_stylegan3.Generator", mapping_layers=2, glr=0.0025, magnitude_ema=True)
-_RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator", rays=True)
+_RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator", **_OBEDIENT)
 _ROTATION = dict(G_width=2, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
+
+_TINY = dict(z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, aug="noaug", metrics=(), default_kimg=100,
+             gamma=0.05, pl_weight=0.0, G_reg_interval=None,
+             # Layer noise stays where it is while the head turns; so few pixels need none.
+             synthesis_kwargs=(*_STYLEGAN2.synthesis_kwargs, ("use_noise", False)))
 
 PRESETS: Mapping[str, Preset] = {
     "stylegan2":        _STYLEGAN2,
@@ -58,9 +69,9 @@ PRESETS: Mapping[str, Preset] = {
     "raycond2":         _RAYCOND2,
     "raycond3-t":       _RAYCOND3,
     "raycond3-r":       replace(_RAYCOND3, **_ROTATION),
-    # For two CPU cores at 32 px: the demo and the shipped heads. In so short a run D learns the camera from rays, not from the label alone.
-    "raycond2-tiny":    replace(_RAYCOND2, z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, dcond="both",
-                                aug="noaug", metrics=(), default_kimg=100),
+    # For two CPU cores and 32 or 64 px: the demo, the shipped heads, and what they are compared with.
+    "stylegan2-tiny":   replace(_STYLEGAN2, **_TINY),
+    "raycond2-tiny":    replace(_RAYCOND2, **_TINY),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ _CURVES = (                              # title, statistics
     ("Mean logit", ("Loss/scores/real", "Loss/scores/fake")),
     ("Mean sign of the logit", ("Loss/signs/real", "Loss/signs/fake")),
     ("Regularisers", ("Loss/D/reg", "Loss/G/reg")),
+    ("Camera: squared error", ("Loss/D/camera", "Loss/G/camera")),
     ("Augmentation strength p", ("Progress/augment",)),
     ("Seconds per kimg", ("Timing/sec_per_kimg",)),
 )
@@ -197,7 +199,9 @@ def save_curves(run_dir: str) -> None:
         return
     records = [r for r in read_stats(run_dir) if "Progress/kimg" in r]
     figure = Figure(figsize=(13, 7), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(2, 3).flat, _CURVES):
+    drawn = [(title, names) for title, names in _CURVES if any(name in record for record in records for name in names)]
+    for place, (title, names) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(2, max(math.ceil(len(drawn) / 2), 3), place)
         for name in names:
             points = [(r["Progress/kimg"]["mean"], r[name]["mean"]) for r in records if name in r]
             if points:
@@ -205,8 +209,7 @@ def save_curves(run_dir: str) -> None:
         axes.set_title(title)
         axes.set_xlabel("kimg")
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
+        axes.legend()
     with dnnlib.util.open_whole(os.path.join(run_dir, "curves.png")) as stream:
         FigureCanvasAgg(figure).print_png(stream)
 

@@ -140,7 +140,7 @@ class Maintenance:
 def make_progress(config: dnnlib.EasyDict, dataset: Any, device: torch.device, load_network: Callable | None, state: dict | None,
                   state_path: str | None) -> Progress:
     """Networks, optimisers, loss and counters: of a new run, or those of a state. The same on all ranks."""
-    G, D, G_ema = make_networks(config, device, load_network, fresh=state is None)
+    G, D, G_ema = make_networks(config, device, load_network, fresh=state is None, dataset=dataset)
     augmentation = make_augmentation(config, device)
     loss = dnnlib.util.construct_class_by_name(device=device, G=G, D=D, augment_pipe=augmentation.pipe, **config.loss_kwargs)
     phases = make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
@@ -172,11 +172,16 @@ def network_kwargs(config: dict) -> tuple[dict, dict]:
     return dict(config["G_kwargs"], **common), dict(config["D_kwargs"], **common)
 
 
-def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: Callable | None,
-                  fresh: bool = True) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
-    """G, D and the average of G: new ones, if `fresh` warm-started from config.resume_pkl. The same on all ranks."""
+def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: Callable | None, fresh: bool = True,
+                  dataset: Any = None) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
+    """G, D and the average of G: new ones, if `fresh` warm-started from config.resume_pkl. The same on all ranks.
+
+    dataset: whose labels D learns to tell; None: their mean is 0 and their deviation 1.
+    """
     G, D = (dnnlib.util.construct_class_by_name(**kwargs).train().requires_grad_(False).to(device) for kwargs in network_kwargs(config))
     ema = GeneratorEMA(G, config.ema_kimg, config.ema_rampup)
+    if fresh and dataset is not None and getattr(D, "camera_predictor", None) is not None:
+        D.camera_predictor.fit_labels(dataset.get_label(i) for i in range(len(dataset)))
     if fresh and config.resume_pkl is not None:
         sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
         targets = dict(G=G, D=D, G_ema=ema.model)

@@ -1,0 +1,270 @@
+"""How well does a network obey its camera? The runs that docs/experiments.md compares, trained and judged.
+
+    python -m experiments.obedience --dir=obedience                  # everything: hours
+    python -m experiments.obedience --dir=obedience --only=pose,both --seeds=0 --kimg=20
+    python -m experiments.obedience --dir=obedience --table           # what has been measured so far, in Markdown
+
+The same command again goes on where the last one was cut off. What is measured goes to obedience.csv beside this file, a
+row per run, seed and snapshot.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.results import append_rows, circumstances
+from dnnlib import UserError, cli
+from dnnlib.util import run_program
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+TABLE = os.path.join(HERE, "obedience.csv")
+RESOLUTION = 32
+SCENES = 20000
+SAMPLES = 4000                           # generated images of each metric
+SNAPSHOT_KIMG = 10
+YAWS = (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6)       # [rad], of the mean images
+MEAN_OF = 500                            # heads in a mean image
+FIRST_SCENE = 60_000_000                 # heads that no data set holds
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration. `options` are train.py's, on top of BASE."""
+
+    options: str
+    seeds: tuple[int, ...] = (0,)
+    kimg: float = 20
+
+
+BASE = "--tick=2 --workers=0 --keep=1 --device=cpu"
+RUNS = {
+    # Compared over three seeds ...
+    "default":      Run("--cfg=raycond2-tiny", (0, 1, 2), 60),
+    "pose":         Run("--cfg=raycond2-tiny --dcond=pose --camera-loss=0", (0, 1, 2), 60),
+    "both":         Run("--cfg=raycond2-tiny --dcond=both --camera-loss=0", (0, 1, 2), 60),
+    "label":        Run("--cfg=stylegan2-tiny --cond=1", (0, 1, 2), 60),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data and the networks that judge.
+
+@dataclass(frozen=True)
+class Files:
+    """What all runs share, in the folder of the experiment."""
+
+    folder: str
+
+    def __getattr__(self, name: str) -> str:
+        names = dict(data="heads-32.zip", views="heads-mv-32.zip", pose="pose-heads-32.pt", scenes="scenes-heads-32.pt", features="features-heads-32.pt",
+                     means="means-heads-32.npy")
+        if name not in names:
+            raise AttributeError(name)
+        return os.path.join(self.folder, names[name])
+
+
+def prepare(files: Files) -> None:
+    """Makes the files that are missing: half an hour of one core."""
+    os.makedirs(files.folder, exist_ok=True)
+    render = ("-m", "dataset_preprocessing.procedural.render", "--kind=heads", f"--resolution={RESOLUTION}")
+    for path, command in [
+        (files.data, (*render, f"--scenes={SCENES}")),
+        (files.views, (*render, "--scenes=3000", "--views-per-scene=6")),
+        (files.pose, ("-m", "metrics.pose_regressor", f"--data={files.data}", "--seed=0")),
+        (files.scenes, ("-m", "metrics.scene_embedding", f"--data={files.views}", "--seed=0")),
+    ]:
+        if not os.path.exists(path):
+            run(*command, f"--dest={path}")
+    if not os.path.exists(files.features):
+        save_features(files)
+    if not os.path.exists(files.means):
+        np.save(files.means, rendered_means())
+
+
+class Features(torch.nn.Module):
+    """Images [N, 3, H, W] in the range of uint8 -> [N, D]: mean and largest activations of the two networks that judge."""
+
+    def __init__(self, pose: torch.nn.Module, scenes: torch.nn.Module):
+        super().__init__()
+        self.pose, self.scenes = pose, scenes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # Both networks are made for images of RESOLUTION pixels; larger ones are reduced by area means.
+        images = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32), [32, 32]) / 127.5 - 1.0
+        a, b = self.pose.features(images), self.scenes.features(images)     # [N, 128, 4, 4]
+        return torch.cat([a.mean([2, 3]), a.amax([2, 3]), b.mean([2, 3]), b.amax([2, 3])], dim=1)
+
+
+def save_features(files: Files) -> None:
+    """A detector for the Fréchet distance: no Inception network is at hand here."""
+    detector = Features(torch.jit.load(files.pose), torch.jit.load(files.scenes))
+    torch.jit.script(detector.eval()).save(files.features)
+
+
+def rendered_means() -> np.ndarray:
+    """The renderer's mean image of MEAN_OF heads at each of YAWS, [7, 3, S, S] in grey levels."""
+    from camera_utils import camera_for
+    from dataset_preprocessing.procedural import render, sample_scene
+    scenes = [sample_scene("heads", FIRST_SCENE + i) for i in range(MEAN_OF)]
+    labels = camera_for("heads", torch.tensor(YAWS), torch.zeros(len(YAWS))).to_label().numpy()
+    return np.stack([render(scenes, np.tile(label, (MEAN_OF, 1)), RESOLUTION).mean(axis=0).transpose(2, 0, 1) for label in labels])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training and judging.
+
+def run(*command: str, log: str | None = None) -> None:
+    """A command of the project in a process of its own, with one thread. Its output goes to the screen or to a file."""
+    env = dict(OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1")
+    with open(log or os.devnull, "ab") as stream:
+        output = dict(stdout=stream, stderr=stream) if log else {}
+        result = subprocess.run([sys.executable, *command], cwd=ROOT, env=dict(os.environ, **env), **output)
+    if result.returncode != 0:
+        raise UserError(f"python {shlex.join(command)} ended with exit code {result.returncode}" + (f"; {log} says why" if log else ""))
+
+
+def train(files: Files, name: str, seed: int, kimg: float) -> str:
+    """Trains that run, or goes on with it. Returns its folder."""
+    outdir = os.path.join(files.folder, "runs", f"{name}-seed{seed}")
+    os.makedirs(outdir, exist_ok=True)
+    snap = int(SNAPSHOT_KIMG / 2)
+    run("train.py", f"--outdir={outdir}", f"--data={files.data}", f"--seed={seed}", f"--kimg={kimg:g}", f"--snap={snap}",
+        *BASE.split(), *RUNS[name].options.split(), log=os.path.join(outdir, "output.txt"))
+    return max(glob.glob(os.path.join(outdir, "0*")))
+
+
+def judge(files: Files, run_dir: str) -> dict[str, float]:
+    """All numbers of the run's last snapshot."""
+    snapshot = max(glob.glob(os.path.join(run_dir, "network-snapshot-*.pkl")))
+    run("calc_metrics.py", f"--network={snapshot}", f"--data={files.data}", f"--samples={SAMPLES}", "--gpus=1",
+        "--metrics=pose_error,view_consistency,fid50k_full,fid_by_yaw", f"--pose-regressor={files.pose}", f"--embedding={files.scenes}",
+        f"--detector=inception={files.features}", log=os.path.join(run_dir, "metrics.txt"))
+    results: dict[str, float] = {}
+    for path in glob.glob(os.path.join(run_dir, "metric-*.jsonl")):
+        with open(path, encoding="utf-8") as stream:
+            for line in stream:
+                record = json.loads(line)
+                if record.get("snapshot_pkl") == os.path.basename(snapshot):
+                    results.update(record["results"])
+    count = f"{SAMPLES // 1000}k"
+    numbers = {name.replace(count, ""): value for name, value in results.items() if isinstance(value, float)}
+    return dict(numbers, **motion(files, snapshot))
+
+
+def motion(files: Files, snapshot: str) -> dict[str, float]:
+    """Does what is seen move, or fade? Compares mean images at several yaws with the renderer's, which move.
+
+    mean_image_error: RMS difference of what changes with yaw over that of the renderer's change; 0: moves alike, 1: as if it stood still.
+    """
+    import legacy
+    from camera_utils import Camera
+    networks = legacy.load_network_pkl(snapshot)
+    G, stats = networks["G_ema"], networks["camera_stats"]
+    z = torch.from_numpy(np.random.RandomState(0).randn(MEAN_OF, G.z_dim)).float()
+    means = []
+    with torch.no_grad():
+        for yaw in YAWS:
+            c = Camera.from_stats(stats, yaw, 0.0).to_label().float()
+            images = torch.cat([G(part, c).mul(127.5).add(128).clamp(0, 255) for part in z.split(50)])
+            means.append(images.mean(dim=0).numpy())
+    ours, theirs = np.stack(means), np.load(files.means)                    # [7, 3, S, S]
+    np.save(os.path.join(os.path.dirname(snapshot), "means.npy"), ours)
+    save_strip(os.path.join(os.path.dirname(snapshot), "means.png"), [theirs, ours])
+    change, expected = ours - ours.mean(axis=0), theirs - theirs.mean(axis=0)
+    return dict(mean_image_error=float(np.sqrt(np.square(change - expected).mean() / np.square(expected).mean())))
+
+
+def save_strip(path: str, rows: Iterable[np.ndarray]) -> None:
+    """Rows of images [K, 3, S, S] in grey levels, enlarged."""
+    sheet = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1).transpose(1, 2, 0)
+    image = Image.fromarray(sheet.round().clip(0, 255).astype(np.uint8))
+    image.resize([4 * side for side in image.size], Image.Resampling.BICUBIC).save(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table.
+
+def measured() -> list[dict[str, str]]:
+    if not os.path.exists(TABLE):
+        return []
+    with open(TABLE, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def is_measured(name: str, seed: int, kimg: float) -> bool:
+    return any((row["run"], row["seed"], float(row["kimg"])) == (name, str(seed), kimg) for row in measured())
+
+
+COLUMNS = {
+    "pose_error": "pose error", "pose_error_median": "median", "pose_error_yaw": "yaw", "pose_error_pitch": "pitch", "pose_error_yaw_slope": "yaw slope",
+    "pose_error_pitch_slope": "pitch slope", "view_consistency": "consistency", "view_consistency_ratio": "its ratio", "fid_full": "FD",
+    "fid_by_yaw": "FD by yaw", "mean_image_error": "mean image",
+}
+
+
+def table() -> str:
+    """Mean over the seeds, and what they differ by, in Markdown."""
+    groups: dict[tuple[str, float], list[dict[str, str]]] = {}
+    for row in measured():
+        groups.setdefault((row["run"], float(row["kimg"])), []).append(row)
+    lines = [f"| run | kimg | seeds | {' | '.join(COLUMNS.values())} |", "|" + " --- |" * (3 + len(COLUMNS))]
+    for (name, kimg), rows in groups.items():
+        cells = []
+        for column in COLUMNS:
+            values = np.array([float(row[column]) for row in rows])
+            spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.2f}{spread}")
+        lines.append(f"| {name} | {kimg:g} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@click.command(cls=cli.Command)
+@click.option("--dir", "folder", help="Where data, judges and runs lie", metavar="DIR", type=cli.PATH, default="obedience", show_default=True)
+@click.option("--only",  help="Only these runs: names with commas between", metavar="NAMES")
+@click.option("--seeds", help="Only these seeds, as 0,1", metavar="SEEDS")
+@click.option("--kimg",  help="Train for that long instead", type=click.FloatRange(min=0, min_open=True))
+@click.option("--jobs",  help="Trainings at a time, one thread each", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--table", "only_table", help="Print what has been measured and stop", is_flag=True)
+def main(folder: str, only: str | None, seeds: str | None, kimg: float | None, jobs: int, only_table: bool) -> None:
+    """Train and judge the runs of docs/experiments.md, and print the table."""
+    if only_table:
+        print(table())
+        return
+    names = list(RUNS) if only is None else only.split(",")
+    unknown = [name for name in names if name not in RUNS]
+    if unknown:
+        raise UserError(f"--only={only}: there is no run {unknown[0]}; there are {', '.join(RUNS)}")
+    files = Files(os.path.abspath(folder))
+    prepare(files)
+    todo = [(name, seed, kimg or RUNS[name].kimg) for name in names for seed in (RUNS[name].seeds if seeds is None else map(int, seeds.split(",")))]
+
+    def one(name: str, seed: int, length: float) -> None:
+        if not is_measured(name, seed, length):
+            numbers = judge(files, train(files, name, seed, length))
+            append_rows(TABLE, [dict(run=name, seed=seed, kimg=length, **{column: numbers[column] for column in COLUMNS},
+                                     **{key: value for key, value in numbers.items() if key.startswith("fid_by_yaw_bin")}, **circumstances())])
+            print(f"{name}, seed {seed}, {length:g} kimg: pose error {numbers['pose_error']:.2f} deg, yaw slope {numbers['pose_error_yaw_slope']:.2f}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(one, *item) for item in todo]:
+            done.result()
+    print(table())
+
+
+if __name__ == "__main__":
+    run_program(main)
