@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import click
 import numpy as np
@@ -36,7 +36,6 @@ TABLE = os.path.join(HERE, "obedience.csv")
 RESOLUTION = 32
 SCENES = 20000
 SAMPLES = 4000                           # generated images of each metric
-SNAPSHOT_KIMG = 10
 YAWS = (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6)       # [rad], of the mean images
 MEAN_OF = 500                            # heads in a mean image
 FIRST_SCENE = 60_000_000                 # heads that no data set holds
@@ -44,20 +43,36 @@ FIRST_SCENE = 60_000_000                 # heads that no data set holds
 
 @dataclass(frozen=True)
 class Run:
-    """One configuration. `options` are train.py's, on top of BASE."""
+    """One configuration: train.py's options, and fields of the preset that have no option."""
 
     options: str
     seeds: tuple[int, ...] = (0,)
     kimg: float = 20
+    fields: dict = field(default_factory=dict)
 
 
-BASE = "--tick=2 --workers=0 --keep=1 --device=cpu"
+COMMON = "--tick=2 --snap=5 --keep=1 --workers=0 --device=cpu"
+THREE = dict(seeds=(0, 1, 2), kimg=60)
+TINY = "--cfg=raycond2-tiny"
+NOISE = dict(synthesis_kwargs=[["fused_modconv_default", "inference_only"], ["use_noise", True]])
 RUNS = {
-    # Compared over three seeds ...
-    "default":      Run("--cfg=raycond2-tiny", (0, 1, 2), 60),
-    "pose":         Run("--cfg=raycond2-tiny --dcond=pose --camera-loss=0", (0, 1, 2), 60),
-    "both":         Run("--cfg=raycond2-tiny --dcond=both --camera-loss=0", (0, 1, 2), 60),
-    "label":        Run("--cfg=stylegan2-tiny --cond=1", (0, 1, 2), 60),
+    # What the defaults are judged by.
+    "default":              Run(TINY, **THREE),
+    "pose":                 Run(f"{TINY} --dcond=pose --camera-loss=0", **THREE),
+    "both":                 Run(f"{TINY} --dcond=both --camera-loss=0", **THREE),
+    "label":                Run("--cfg=stylegan2-tiny --cond=1", **THREE),
+    "default, published rays":  Run(f"{TINY} --rays=published --dcond=both --camera-loss=1", kimg=60),
+    "pose, published rays": Run(f"{TINY} --rays=published", kimg=60),
+    # What led there: one thing changed at a time.
+    "camera loss 0.3":      Run(f"{TINY} --camera-loss=0.3"),
+    "camera loss 3":        Run(f"{TINY} --camera-loss=3"),
+    "camera loss 5":        Run(f"{TINY} --camera-loss=5"),
+    "D sees the label only": Run(f"{TINY} --dcond=pose"),
+    "D sees the rays only": Run(f"{TINY} --dcond=rays"),
+    "gamma 0.0128":         Run(f"{TINY} --gamma=auto"),
+    "gamma 0.2":            Run(f"{TINY} --gamma=0.2"),
+    "layer noise":          Run(TINY, fields=NOISE),
+    "path length":          Run(TINY, fields=dict(pl_weight=2.0, G_reg_interval=4)),
 }
 
 
@@ -130,21 +145,36 @@ def rendered_means() -> np.ndarray:
 
 def run(*command: str, log: str | None = None) -> None:
     """A command of the project in a process of its own, with one thread. Its output goes to the screen or to a file."""
-    env = dict(OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1")
+    env = dict(os.environ, OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1")
     with open(log or os.devnull, "ab") as stream:
         output = dict(stdout=stream, stderr=stream) if log else {}
-        result = subprocess.run([sys.executable, *command], cwd=ROOT, env=dict(os.environ, **env), **output)
+        result = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, **output)
     if result.returncode != 0:
-        raise UserError(f"python {shlex.join(command)} ended with exit code {result.returncode}" + (f"; {log} says why" if log else ""))
+        says = f"; {log} says why" if log else ""
+        raise UserError(f"python {shlex.join(command)} ended with exit code {result.returncode}{says}")
+
+
+# train.py with another preset: its name, fields and train.py's own arguments.
+TRAIN = """
+import json, sys
+from dataclasses import replace
+from training import presets
+name, fields = sys.argv.pop(1), json.loads(sys.argv.pop(1))
+presets.PRESETS[name] = replace(presets.PRESETS[name], **fields)
+import train
+train.run_program(train.main)
+"""
 
 
 def train(files: Files, name: str, seed: int, kimg: float) -> str:
     """Trains that run, or goes on with it. Returns its folder."""
-    outdir = os.path.join(files.folder, "runs", f"{name}-seed{seed}")
+    outdir = os.path.join(files.folder, "runs", f"{name.replace(' ', '-').replace(',', '')}-seed{seed}")
     os.makedirs(outdir, exist_ok=True)
-    snap = int(SNAPSHOT_KIMG / 2)
-    run("train.py", f"--outdir={outdir}", f"--data={files.data}", f"--seed={seed}", f"--kimg={kimg:g}", f"--snap={snap}",
-        *BASE.split(), *RUNS[name].options.split(), log=os.path.join(outdir, "output.txt"))
+    row = RUNS[name]
+    options = [*COMMON.split(), *row.options.split()]
+    cfg = next(option.partition("=")[2] for option in options if option.startswith("--cfg="))
+    run("-c", TRAIN, cfg, json.dumps(row.fields), f"--outdir={outdir}", f"--data={files.data}", f"--seed={seed}", f"--kimg={kimg:g}", *options,
+        log=os.path.join(outdir, "output.txt"))
     return max(glob.glob(os.path.join(outdir, "0*")))
 
 
@@ -258,7 +288,8 @@ def main(folder: str, only: str | None, seeds: str | None, kimg: float | None, j
             numbers = judge(files, train(files, name, seed, length))
             append_rows(TABLE, [dict(run=name, seed=seed, kimg=length, **{column: numbers[column] for column in COLUMNS},
                                      **{key: value for key, value in numbers.items() if key.startswith("fid_by_yaw_bin")}, **circumstances())])
-            print(f"{name}, seed {seed}, {length:g} kimg: pose error {numbers['pose_error']:.2f} deg, yaw slope {numbers['pose_error_yaw_slope']:.2f}", flush=True)
+            print(f"{name}, seed {seed}, {length:g} kimg: pose error {numbers['pose_error']:.2f} deg, yaw slope "
+                  f"{numbers['pose_error_yaw_slope']:.2f}", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(one, *item) for item in todo]:

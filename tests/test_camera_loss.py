@@ -59,7 +59,7 @@ def test_it_learns_cameras_from_images():
     predictor.fit_labels(c.numpy())
     optimizer = torch.optim.Adam(predictor.parameters(), lr=0.002, betas=(0.0, 0.99))
     assert predictor.error(images[600:], c[600:]).mean().item() == pytest.approx(1, abs=0.15)
-    for step in range(120):
+    for _ in range(120):
         batch = torch.randint(600, [16])
         optimizer.zero_grad()
         predictor.error(images[batch], c[batch]).mean().backward()

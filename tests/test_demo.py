@@ -1,6 +1,7 @@
 """The demonstration does what it says, from a network that has learned nothing yet."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def test_demo_renders_trains_and_shows(network, tmp_path):
     run_dir, = (out / "training-runs").iterdir()
     options = json.loads((run_dir / "training_options.json").read_text())
     assert options["resume_pkl"] == str(network) and options["total_kimg"] == 0.1
+    assert re.search(r"Pose error before training: \d+\.\d degrees\nPose error after training: \d+\.\d degrees", result.stdout)
     assert list(run_dir.glob("network-snapshot-*.pkl")) and (run_dir / "stats.jsonl").stat().st_size > 0
 
     assert imageio.imread(out / "views.png").shape == (6 * 32 * 4, 7 * 32 * 4, 3)       # a row per head, a column per camera

@@ -166,6 +166,9 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
                               pl_weight=preset.pl_weight)
     if (camera_loss := camera_loss_of(options, preset)) > 0:
         config.loss_kwargs.update(camera_weight=camera_loss)
+    if preset.camera_loss > 0 and (options.dcond, options.camera_loss) == (None, None):
+        notes.append(f"Not as published: D sees rays (--dcond={preset.dcond}) and learns to tell cameras (--camera-loss={preset.camera_loss:g}); "
+                     "--rays=published trains as the released code did.")
     config.ema_kimg = batch * 10 / 32
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
