@@ -161,8 +161,8 @@ PUBLISHED = ("pose", False, 0)
 
 
 @pytest.mark.parametrize("args, expected", [
-    (["--cfg=raycond2"], ("both", True, 1)),
-    (["--cfg=raycond2-tiny"], ("both", True, 1)),
+    (["--cfg=raycond2"], ("both", True, 5)),
+    (["--cfg=raycond2-tiny"], ("both", True, 5)),
     (["--cfg=raycond3-t", "--camera-loss=0.5", "--dcond=pose"], ("pose", True, 0.5)),
     (["--cfg=raycond2", "--camera-loss=0", "--dcond=pose"], PUBLISHED),
     (["--cfg=raycond2", "--rays=published"], PUBLISHED),
@@ -230,4 +230,4 @@ def test_the_command_of_before_continues_its_run(published_run, camera_zip):
     assert code == 0 and options_of(output)["run_dir"] == str(folder), output
     assert "camera_weight" not in options_of(output)["loss_kwargs"] and "before there was a camera loss" in output
     code, output = run_train(f"--outdir={outdir}", f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.016", *SMALL_RUN, "-n", "--new")
-    assert code == 0 and options_of(output)["loss_kwargs"]["camera_weight"] == 1
+    assert code == 0 and options_of(output)["loss_kwargs"]["camera_weight"] == 5
