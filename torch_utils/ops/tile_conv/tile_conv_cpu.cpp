@@ -239,50 +239,57 @@ struct TapsJob {
 
 struct TapsPlan {
     const TapsJob* job;
-    int64_t        height, width, length;    // of an image that is met; length: its pixels, in whole tiles
-    int64_t        margin, row;              // of dy's rows: zeros before, and everything
+    int64_t        width;                    // of the images that are met
+    int64_t        length, beyond;           // pixels of dy in such an image, in whole tiles; further ones of x that the last tap reaches
     int64_t        outputs, inputs;          // rounded up to 16
     int64_t        groups;
     std::vector<float> sums;                 // [groups, taps, outputs, inputs]
+
+    int64_t row() const { return length + DEPTH; }          // of dy; not a power of two, for the cache's sake
+    int64_t pairs() const { return (length + beyond) / 2 * inputs * 2; }
 };
 
-// Pixels 2k and 2k + 1 of 16 channels, side by side.
-inline __m512i side_by_side(__m256i even, __m256i odd)
+// Of two pixels 16 channels, side by side.
+inline __m512i side_by_side(__m256i left, __m256i right)
 {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(left), _mm512_slli_epi32(_mm512_cvtepu16_epi32(right), 16));
 }
 
 struct Parity {
     int64_t row, col;
 };
 
-// An image of x as [2: high, low][length / 2][inputs][2].
+// An image of x as [first pixel even, odd][high, low][pairs of pixels][inputs][2]: a tap begins at either, and tiles are read from whole lines.
 void lay_out_pairs(const TapsPlan& plan, int64_t n, Parity parity, Half* to)
 {
     const TapsJob& job = *plan.job;
-    const int64_t half = plan.length * plan.inputs;
+    const int64_t size = plan.pairs();
     for (int64_t i = 0; i < job.I; i += 16) {
         const __mmask16 mask = first(job.I - i);
-        for (int64_t q = 0; q < plan.length; q += 2) {
-            Split parts[2];
-            for (int64_t k = 0; k < 2; k++) {
-                const int64_t y = (q + k) / plan.width * job.stride + parity.row - job.pad_y, x = (q + k) % plan.width * job.stride + parity.col - job.pad_x;
-                const bool inside = y >= 0 && y < job.H && x >= 0 && x < job.W;
-                parts[k] = split(inside ? _mm512_maskz_loadu_ps(mask, job.x + ((n * job.H + y) * job.W + x) * job.I + i) : _mm512_setzero_ps());
+        Split before = split(_mm512_setzero_ps());
+        int64_t row = parity.row - job.pad_y, col = parity.col - job.pad_x, across = 0;
+        for (int64_t q = 0; q < plan.length + plan.beyond; q++) {
+            const bool inside = row >= 0 && row < job.H && col >= 0 && col < job.W;
+            const Split here = split(inside ? _mm512_maskz_loadu_ps(mask, job.x + ((n * job.H + row) * job.W + col) * job.I + i) : _mm512_setzero_ps());
+            if (q > 0) {
+                Half* pair = to + ((q - 1) % 2 * 2) * size + (q - 1) / 2 * plan.inputs * 2 + i * 2;
+                _mm512_storeu_si512(pair, side_by_side(before.high, here.high));
+                _mm512_storeu_si512(pair + size, side_by_side(before.low, here.low));
             }
-            Half* pair = to + q * plan.inputs + i * 2;
-            _mm512_storeu_si512(pair, side_by_side(parts[0].high, parts[1].high));
-            _mm512_storeu_si512(pair + half, side_by_side(parts[0].low, parts[1].low));
+            before = here;
+            col += job.stride;
+            if (++across == plan.width)
+                across = 0, col = parity.col - job.pad_x, row += job.stride;
         }
     }
 }
 
-// dy as [2: high, low][outputs][row], its pixels where they are in an image of plan.width; the buffer's other numbers stay 0.
+// dy as [high, low][outputs][row], its pixels where they are in an image of plan.width; the buffer's other numbers stay 0.
 void lay_out_rows(const TapsPlan& plan, int64_t n, Half* to)
 {
     const TapsJob& job = *plan.job;
-    const int64_t half = plan.outputs * plan.row;
-    const __m512i rows = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(static_cast<int>(plan.row)));
+    const int64_t half = plan.outputs * plan.row();
+    const __m512i rows = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(static_cast<int>(plan.row())));
     for (int64_t o = 0; o < job.O; o += 16) {
         const __mmask16 mask = first(job.O - o);
         for (int64_t y = 0; y < job.YH; y++)
@@ -290,17 +297,18 @@ void lay_out_rows(const TapsPlan& plan, int64_t n, Half* to)
                 const float* from = job.dy + ((n * job.YH + y) * job.YW + x) * job.O + o;
                 const Split even = split(_mm512_maskz_loadu_ps(mask, from));
                 const Split odd = split(x + 1 < job.YW ? _mm512_maskz_loadu_ps(mask, from + job.O) : _mm512_setzero_ps());
-                Half* at = to + o * plan.row + plan.margin + y * plan.width + x;      // a last odd pixel is followed by one beyond the edge, or a new row
+                Half* at = to + o * plan.row() + y * plan.width + x;        // beside a last odd pixel is one beyond the edge, or of the next row, written later
                 _mm512_mask_i32scatter_epi32(at, mask, rows, side_by_side(even.high, odd.high), 2);
                 _mm512_mask_i32scatter_epi32(at + half, mask, rows, side_by_side(even.low, odd.low), 2);
             }
     }
 }
 
+// Adds what all pixels of an image give to a block of M x K tiles of a tap's sums.
 template <int M, int K>
 void multiply_taps(const TapsPlan& plan, const Half* rows, const Half* pairs, float* sums)
 {
-    const int64_t rows_low = plan.outputs * plan.row, pairs_low = plan.length * plan.inputs, row_bytes = plan.row * 2, pair_bytes = plan.inputs * 4;
+    const int64_t rows_low = plan.outputs * plan.row(), row_bytes = plan.row() * 2, pair_bytes = plan.inputs * 4;
     const int64_t below = ROWS * plan.inputs, sums_bytes = plan.inputs * 4;
     _tile_loadd(0, sums, sums_bytes);
     if (M == 2)
@@ -312,11 +320,11 @@ void multiply_taps(const TapsPlan& plan, const Half* rows, const Half* pairs, fl
     for (int64_t q = 0; q < plan.length; q += DEPTH)
         for (int64_t which = 0; which < 3; which++) {           // high * high, high * low, low * high
             const Half* left = rows + q + (which == 2 ? rows_low : 0);
-            const Half* right = pairs + q * plan.inputs + (which == 1 ? pairs_low : 0);
+            const Half* right = pairs + q * plan.inputs + (which == 1 ? plan.pairs() : 0);
             if (which != 1) {
                 _tile_loadd(4, left, row_bytes);
                 if (M == 2)
-                    _tile_loadd(5, left + ROWS * plan.row, row_bytes);
+                    _tile_loadd(5, left + ROWS * plan.row(), row_bytes);
             }
             _tile_loadd(6, right, pair_bytes);
             _tile_dpbf16ps(0, 4, 6);
@@ -338,31 +346,38 @@ void multiply_taps(const TapsPlan& plan, const Half* rows, const Half* pairs, fl
         _tile_stored(3, sums + below + 16, sums_bytes);
 }
 
+// All taps that meet one image of x.
+void add_image(const TapsPlan& plan, const Half* rows, const Half* pairs, Parity parity, float* sums)
+{
+    const TapsJob& job = *plan.job;
+    for (int64_t y = parity.row; y < job.kernel_y; y += job.stride)
+        for (int64_t x = parity.col; x < job.kernel_x; x += job.stride) {
+            const int64_t shift = y / job.stride * plan.width + x / job.stride;
+            const Half* shifted = pairs + shift % 2 * 2 * plan.pairs() + shift / 2 * plan.inputs * 2;
+            float* tap = sums + (y * job.kernel_x + x) * plan.outputs * plan.inputs;
+            for (int64_t o = 0; o < plan.outputs; o += 32)
+                for (int64_t i = 0; i < plan.inputs; i += 32) {
+                    const bool two_m = o + 16 < plan.outputs, two_k = i + 16 < plan.inputs;
+                    const auto run = two_m ? (two_k ? multiply_taps<2, 2> : multiply_taps<2, 1>) : (two_k ? multiply_taps<1, 2> : multiply_taps<1, 1>);
+                    run(plan, rows + o * plan.row(), shifted + i * 2, tap + o * plan.inputs + i);
+                }
+        }
+}
+
 void sum_groups(int64_t begin, int64_t end, void* context)
 {
     TapsPlan& plan = *static_cast<TapsPlan*>(context);
     const TapsJob& job = *plan.job;
-    Buffer<Half> rows(2 * plan.outputs * plan.row), pairs(2 * plan.length * plan.inputs);
-    const int64_t each = plan.outputs * plan.inputs;
+    Buffer<Half> rows(2 * plan.outputs * plan.row()), pairs(4 * plan.pairs());
+    const int64_t each = job.kernel_y * job.kernel_x * plan.outputs * plan.inputs;
     const Tiles tiles;
     for (int64_t group = begin; group < end; group++)
         for (int64_t n = group; n < job.N; n += plan.groups) {
             lay_out_rows(plan, n, rows.data());
-            for (int64_t a = 0; a < std::min(job.stride, job.kernel_y); a++)
-                for (int64_t b = 0; b < std::min(job.stride, job.kernel_x); b++) {
+            for (int64_t a = 0; a < job.stride; a++)
+                for (int64_t b = 0; b < job.stride; b++) {
                     lay_out_pairs(plan, n, {a, b}, pairs.data());
-                    for (int64_t y = a; y < job.kernel_y; y += job.stride)
-                        for (int64_t x = b; x < job.kernel_x; x += job.stride) {
-                            const int64_t shift = y / job.stride * plan.width + x / job.stride;
-                            float* tap = plan.sums.data() + ((group * job.kernel_y + y) * job.kernel_x + x) * each;
-                            for (int64_t o = 0; o < plan.outputs; o += 32)
-                                for (int64_t i = 0; i < plan.inputs; i += 32) {
-                                    const bool two_m = o + 16 < plan.outputs, two_k = i + 16 < plan.inputs;
-                                    const auto run = two_m ? (two_k ? multiply_taps<2, 2> : multiply_taps<2, 1>)
-                                                           : (two_k ? multiply_taps<1, 2> : multiply_taps<1, 1>);
-                                    run(plan, rows.data() + o * plan.row + plan.margin - shift, pairs.data() + i * 2, tap + o * plan.inputs + i);
-                                }
-                        }
+                    add_image(plan, rows.data(), pairs.data(), {a, b}, plan.sums.data() + group * each);
                 }
         }
 }
@@ -400,13 +415,11 @@ PUBLIC void raycond_tile_conv(const Job* job, const Threads* threads)
 
 PUBLIC void raycond_tile_taps(const TapsJob* job, const Threads* threads)
 {
-    TapsPlan plan = {job, 0, 0, 0, 0, 0, round_up(job->O, 16), round_up(job->I, 16), std::min(GROUPS, job->N), {}};
+    TapsPlan plan = {job, 0, 0, 0, round_up(job->O, 16), round_up(job->I, 16), std::min(GROUPS, job->N), {}};
     const int64_t reach_y = (job->kernel_y - 1) / job->stride, reach_x = (job->kernel_x - 1) / job->stride;
-    plan.height = job->YH + reach_y;
-    plan.width = job->YW + reach_x + (job->YW & 1 & (reach_x == 0));     // room for the odd pixel's empty neighbour
-    plan.length = round_up(plan.height * plan.width, DEPTH);
-    plan.margin = round_up(reach_y * plan.width + reach_x, DEPTH);
-    plan.row = plan.margin + plan.length + DEPTH;
+    plan.width = job->YW + reach_x + (reach_x == 0 && job->YW % 2 == 1);     // room beside an odd last pixel
+    plan.length = round_up(job->YH * plan.width, DEPTH);
+    plan.beyond = round_up(reach_y * plan.width + reach_x + 1, 2);
     const int64_t taps = job->kernel_y * job->kernel_x, each = plan.outputs * plan.inputs;
     plan.sums.resize(plan.groups * taps * each);
     threads->share(plan.groups, sum_groups, &plan);
