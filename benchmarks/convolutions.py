@@ -94,12 +94,17 @@ def _shape(tensor: torch.Tensor) -> Shape:
     return tuple(tensor.shape)
 
 
-# This project's own operators around convolutions with a stride.
+# This project's own operators.
+def _strided(wanted: str, x: Shape, w: Shape, stride: int, padding: Any, dtype: torch.dtype) -> Convolution:
+    return Convolution(wanted, x, w, stride, tuple(padding), dtype)
+
+
 _STRIDED = {
-    torch.ops.raycond.strided_conv_down.default: lambda x, w, stride: Convolution("y", _shape(x), _shape(w), stride, dtype=x.dtype),
-    torch.ops.raycond.strided_conv_up.default: lambda y, w, stride, size: Convolution("x", (y.shape[0], w.shape[1], *size), _shape(w), stride, dtype=y.dtype),
-    torch.ops.raycond.strided_conv_taps.default: lambda x, y, stride, kernel: Convolution("w", _shape(x), (y.shape[1], x.shape[1], *kernel), stride,
-                                                                                         dtype=x.dtype),
+    torch.ops.raycond.strided_conv_down.default: lambda x, w, stride, padding=(0, 0): _strided("y", _shape(x), _shape(w), stride, padding, x.dtype),
+    torch.ops.raycond.strided_conv_up.default: lambda y, w, stride, size, padding=(0, 0): _strided("x", (len(y), w.shape[1], *size), _shape(w), stride,
+                                                                                                   padding, y.dtype),
+    torch.ops.raycond.strided_conv_taps.default: lambda x, y, stride, kernel, padding=(0, 0): _strided("w", _shape(x), (y.shape[1], x.shape[1], *kernel),
+                                                                                                       stride, padding, x.dtype),
 }
 
 

@@ -7,6 +7,7 @@ result differs from PyTorch's by some 3e-6 of its size (docs/experiments.md). Ca
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,27 +47,19 @@ class _TapsJob(ctypes.Structure):
                 *[(name, ctypes.c_int32) for name in ("kernel_y", "kernel_x", "pad_y", "pad_x", "stride")]]
 
 
-def takes(x: torch.Size, y: torch.Size, kernel: Sequence[int], stride: int) -> bool:
-    """Is it worth it for a convolution from [N, I, H, W] to [N, O, H', W'] (or back), and is there such a unit?"""
-    if stride not in STRIDES or not 1 < kernel[0] * kernel[1] <= MOST_TAPS or min(kernel) < stride or min(x[1], y[1]) < LEAST_CHANNELS:
+def takes(x: torch.Size, y: torch.Size, kernel: Sequence[int], stride: int, dtype: torch.dtype) -> bool:
+    """Is there such a unit, and is it worth it for a convolution from [N, I, H, W] to [N, O, H', W'] or back?"""
+    if dtype != torch.float32 or stride not in STRIDES or not 1 < kernel[0] * kernel[1] <= MOST_TAPS or min(kernel) < stride:
         return False
-    if max(x.numel(), y.numel()) < LEAST_ELEMENTS or min(y.numel(), x.numel()) == 0:
+    if min(x[1], y[1]) < LEAST_CHANNELS or max(x.numel(), y.numel()) < LEAST_ELEMENTS or min(x.numel(), y.numel()) == 0:
         return False
-    return _is_there()
-
-
-def _is_there() -> bool:
     return custom_ops.mode() != "reference" and custom_ops.path("tile_conv", "cpu") == "native" and _unit_is_there()
 
 
-_has_unit: bool | None = None
-
-
+@functools.cache
 def _unit_is_there() -> bool:
-    global _has_unit
-    if _has_unit is None:
-        _has_unit = bool(custom_ops.library("tile_conv", "cpu").raycond_has_tiles())
-    return _has_unit
+    """Asks the system for it: before, its instructions end the process."""
+    return bool(custom_ops.library("tile_conv", "cpu").raycond_has_tiles())
 
 
 def down(x: torch.Tensor, w: torch.Tensor, stride: int, padding: Sequence[int]) -> torch.Tensor:
