@@ -117,15 +117,21 @@ inline float widened(Half value)
 void pack_kernels(const Job& job, int64_t depths, int64_t blocks, Half* to)
 {
     for (int64_t t = 0; t < job.num_taps; t++)
-        for (int64_t i = 0; i < job.I; i++)
-            for (int64_t o = 0; o < job.O; o++) {
-                const float value = job.w[job.w_tap[t] + o * job.w_o + i * job.w_i];
-                const Half high = nearest(value), low = nearest(value - widened(high));
-                for (int64_t which = 0; which < 3; which++) {
-                    const int64_t k = which * job.I + i;
-                    to[((t * depths + k / DEPTH) * blocks + o / 16) * TILE + k % DEPTH / 2 * DEPTH + o % 16 * 2 + k % 2] = which == 2 ? low : high;
-                }
+        for (int64_t i = 0; i < job.I; i++) {
+            const float* from = job.w + job.w_tap[t] + i * job.w_i;
+            Half* row[3];                    // of high, high, low: where the first output's goes
+            for (int64_t which = 0; which < 3; which++) {
+                const int64_t k = which * job.I + i;
+                row[which] = to + (t * depths + k / DEPTH) * blocks * TILE + k % DEPTH / 2 * DEPTH + k % 2;
             }
+            for (int64_t o = 0; o < job.O; o++) {
+                const float   value = from[o * job.w_o];
+                const Half    high = nearest(value);
+                const int64_t at = o / 16 * TILE + o % 16 * 2;
+                row[0][at] = row[1][at] = high;
+                row[2][at] = nearest(value - widened(high));
+            }
+        }
 }
 
 // The image, its surroundings zero, as [height, width, depths * DEPTH].
@@ -423,14 +429,14 @@ PUBLIC void raycond_tile_taps(const TapsJob* job, const Threads* threads)
     const int64_t taps = job->kernel_y * job->kernel_x, each = plan.outputs * plan.inputs;
     plan.sums.resize(plan.groups * taps * each);
     threads->share(plan.groups, sum_groups, &plan);
+    float* total = plan.sums.data();
+    for (int64_t group = 1; group < plan.groups; group++)
+        for (int64_t k = 0; k < taps * each; k++)
+            total[k] += total[group * taps * each + k];
     for (int64_t o = 0; o < job->O; o++)
-        for (int64_t i = 0; i < job->I; i++)
-            for (int64_t t = 0; t < taps; t++) {
-                float sum = 0;
-                for (int64_t group = 0; group < plan.groups; group++)
-                    sum += plan.sums[(group * taps + t) * each + o * plan.inputs + i];
-                job->dw[(o * job->I + i) * taps + t] = sum;
-            }
+        for (int64_t t = 0; t < taps; t++)
+            for (int64_t i = 0; i < job->I; i++)
+                job->dw[(o * job->I + i) * taps + t] = total[t * each + o * plan.inputs + i];
 }
 
 #else
