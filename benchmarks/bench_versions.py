@@ -5,9 +5,9 @@
     python benchmarks/bench_versions.py ../before --dcond=pose --no-path-length               # what most of our experiments run
     python benchmarks/bench_versions.py ../before --resolution=64 --csv=benchmarks/versions.csv
 
-Each version is a process of its own. In a round both train for as many steps as it takes until every phase has run as often as it is
-due, one version after the other, first the one, in the next round the other. Counted is the CPU time of the process: labels, phases, optimisers, the
-average of G; random images stand for the data. The speedup is the median of the rounds' ratios, as other work on the machine comes and goes.
+Each version is a process of its own, and they take turns step by step, so that other work on the machine meets both. A round is as many steps as it
+takes until every phase has run as often as it is due. Counted is the CPU time of the process: labels, phases, optimisers, the average of
+G; random images stand for the data. The speedup is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import click
 from results import save_rows
 from timing import ROOT, examples
 
-# Runs in either version, so it uses what both have. A line in: train for that many steps. A line out: CPU seconds.
+# Runs in either version, so it uses what both have. A line in: the number of a step to train. A line out: CPU seconds.
 WORKER = """
 import sys, time
 root, cfg, resolution, batch, threads, dcond, path_length = sys.argv[1:]
@@ -39,9 +39,8 @@ if path_length == "0":
 print(max(phase.interval for phase in step.stepper.phases), flush=True)
 for line in sys.stdin:
     begin = time.process_time()
-    for index in range(int(line)):
-        step.stepper.step(index, step.batch, cur_nimg=0)
-        step.update_average()
+    step.stepper.step(int(line), step.batch, cur_nimg=0)
+    step.update_average()
     print(time.process_time() - begin, flush=True)
 """
 
@@ -55,9 +54,9 @@ class Version:
                                         cwd=folder, env=env, text=True)
         self.period = int(self._answer())               # steps
 
-    def seconds(self, steps: int) -> float:
-        """CPU time of so many steps."""
-        print(steps, file=self.process.stdin, flush=True)
+    def seconds(self, step: int) -> float:
+        """CPU time of a step."""
+        print(step, file=self.process.stdin, flush=True)
         return float(self._answer())
 
     def close(self) -> None:
@@ -87,13 +86,15 @@ def main(before: str, cfg: str, resolution: int, batch: int, dcond: str | None, 
     versions = [Version(Path(before).resolve(), *settings), Version(ROOT, *settings)]
     period = versions[0].period
     for version in versions:
-        version.seconds(min(period, 2))                 # builds what is built on first use
-    times: list[tuple[float, float]] = []
+        version.seconds(0)                              # builds what is built on first use
+    times: list[list[float]] = []
     for index in range(rounds):
-        order = (0, 1) if index % 2 == 0 else (1, 0)
-        found = {which: versions[which].seconds(period) for which in order}
-        times.append((found[0], found[1]))
-        print(f"{index}: {found[0]:.3f} s, {found[1]:.3f} s, {found[0] / found[1]:.3f}", flush=True)
+        times.append([0.0, 0.0])
+        for step in range(period):
+            for which, version in enumerate(versions):
+                times[-1][which] += version.seconds(step)
+        old, new = times[-1]
+        print(f"{index}: {old:.3f} s, {new:.3f} s, {old / new:.3f}", flush=True)
     for version in versions:
         version.close()
     images = period * batch

@@ -64,8 +64,8 @@ def _unit_is_there() -> bool:
 
 def down(x: torch.Tensor, w: torch.Tensor, stride: int, padding: Sequence[int]) -> torch.Tensor:
     """conv2d(x, w, stride=stride, padding=padding): x [N, I, H, W], w [O, I, kh, kw], float32. Channels_last."""
-    (O, I, kh, kw), (H, W) = w.shape, x.shape[2:]
-    size = [(side + 2 * pad - k) // stride + 1 for side, pad, k in zip((H, W), padding, (kh, kw))]
+    kh, kw = w.shape[2:]
+    size = [(side + 2 * pad - k) // stride + 1 for side, pad, k in zip(x.shape[2:], padding, (kh, kw))]
     taps = [(a * w.stride(2) + b * w.stride(3), a - padding[0], b - padding[1]) for a in range(kh) for b in range(kw)]
     return _convolve(x, w, (0, 1), size, stride, 1, [((0, 0), tuple(size), taps)])
 
