@@ -24,7 +24,7 @@ from timing import ROOT, examples
 
 # Runs in either version, so it uses what both have. A line in: the number of a step to train. A line out: CPU seconds.
 WORKER = """
-import sys, time
+import contextlib, sys, time
 root, cfg, resolution, batch, threads, dcond, path_length = sys.argv[1:]
 sys.path[:0] = [root, root + "/benchmarks"]
 import torch
@@ -36,6 +36,9 @@ step = TrainingStep(cfg, int(resolution), int(batch), device, **(dict(dcond=dcon
 if path_length == "0":
     step.stepper.loss.pl_weight = 0
     step.stepper.phases = make_phases(step.G, step.D, step.config.G_opt_kwargs, step.config.D_opt_kwargs, None, step.config.D_reg_interval)
+from torch_utils import memory
+settled = getattr(memory, "settled_objects", contextlib.nullcontext)()      # as the training loop, where it does
+settled.__enter__()
 print(max(phase.interval for phase in step.stepper.phases), flush=True)
 for line in sys.stdin:
     begin = time.process_time()

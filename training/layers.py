@@ -84,8 +84,9 @@ def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tens
     if _is_short_product(x, weight, appended) and up == down == 1 and padding == 0:
         w = weight.flatten(1) * styles[:, None, :]                          # [N, O, I]
         w = w if decay is None else w * decay[:, :, None]
-        pixels = x.permute(0, 2, 3, 1).reshape(N, -1, I)                    # [N, H * W, I], a view where channels are innermost
-        return torch.bmm(w.to(x.dtype), pixels.mT).view(N, -1, *x.shape[2:]), None
+        H, W = x.shape[2:]
+        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, I)                 # a view where channels are innermost
+        return torch.bmm(w.to(x.dtype), pixels.mT).view(N, weight.shape[0], H, W), None
 
     if fused_modconv and _kernels_are_cheaper(x, weight, appended):
         x = x if appended is None else torch.cat([x, appended.expand(N, -1, -1, -1)], dim=1)

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "parallel.h"
@@ -30,14 +31,14 @@ constexpr int64_t GROUPS = 8;                // of samples whose weight gradient
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Memory that starts with a cache line and holds zeros.
+// Memory that starts with a cache line; as it comes, or zeros.
 template <class T>
 class Buffer {
-    std::vector<T> memory;
+    std::unique_ptr<T[]> memory;
 
 public:
-    explicit Buffer(size_t size) : memory(size + 64 / sizeof(T)) {}
-    T* data() { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64); }
+    explicit Buffer(size_t size, bool zeros) : memory(zeros ? new T[size + 64 / sizeof(T)]() : new T[size + 64 / sizeof(T)]) {}
+    T* data() { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64); }
 };
 
 struct TileConfig {
@@ -192,7 +193,7 @@ void convolve_images(int64_t begin, int64_t end, void* context)
     const Plan& plan = *static_cast<const Plan*>(context);
     const Job& job = *plan.job;
     const int64_t depth = plan.depths * DEPTH;
-    Buffer<Half> image((plan.height * plan.width + 3 * ROWS * job.stride) * depth);
+    Buffer<Half> image((plan.height * plan.width + 3 * ROWS * job.stride) * depth, true);
     alignas(64) float sums[2][2][ROWS][16];
     const Tiles tiles;
     for (int64_t n = begin; n < end; n++) {
@@ -249,7 +250,7 @@ struct TapsPlan {
     int64_t        length, beyond;           // pixels of dy in such an image, in whole tiles; further ones of x that the last tap reaches
     int64_t        outputs, inputs;          // rounded up to 16
     int64_t        groups;
-    std::vector<float> sums;                 // [groups, taps, outputs, inputs]
+    float*         sums;                     // [groups, taps, outputs, inputs]
 
     int64_t row() const { return length + DEPTH; }          // of dy; not a power of two, for the cache's sake
     int64_t pairs() const { return (length + beyond) / 2 * inputs * 2; }
@@ -310,19 +311,25 @@ void lay_out_rows(const TapsPlan& plan, int64_t n, Half* to)
     }
 }
 
-// Adds what all pixels of an image give to a block of M x K tiles of a tap's sums.
+// Adds what all pixels of an image give to a block of M x K tiles of a tap's sums, which the first image begins.
 template <int M, int K>
-void multiply_taps(const TapsPlan& plan, const Half* rows, const Half* pairs, float* sums)
+void multiply_taps(const TapsPlan& plan, const Half* rows, const Half* pairs, bool first, float* sums)
 {
     const int64_t rows_low = plan.outputs * plan.row(), row_bytes = plan.row() * 2, pair_bytes = plan.inputs * 4;
     const int64_t below = ROWS * plan.inputs, sums_bytes = plan.inputs * 4;
-    _tile_loadd(0, sums, sums_bytes);
-    if (M == 2)
-        _tile_loadd(1, sums + below, sums_bytes);
-    if (K == 2)
-        _tile_loadd(2, sums + 16, sums_bytes);
-    if (M == 2 && K == 2)
-        _tile_loadd(3, sums + below + 16, sums_bytes);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    if (!first) {
+        _tile_loadd(0, sums, sums_bytes);
+        if (M == 2)
+            _tile_loadd(1, sums + below, sums_bytes);
+        if (K == 2)
+            _tile_loadd(2, sums + 16, sums_bytes);
+        if (M == 2 && K == 2)
+            _tile_loadd(3, sums + below + 16, sums_bytes);
+    }
     for (int64_t q = 0; q < plan.length; q += DEPTH)
         for (int64_t which = 0; which < 3; which++) {           // high * high, high * low, low * high
             const Half* left = rows + q + (which == 2 ? rows_low : 0);
@@ -352,8 +359,8 @@ void multiply_taps(const TapsPlan& plan, const Half* rows, const Half* pairs, fl
         _tile_stored(3, sums + below + 16, sums_bytes);
 }
 
-// All taps that meet one image of x.
-void add_image(const TapsPlan& plan, const Half* rows, const Half* pairs, Parity parity, float* sums)
+// All taps that meet one image of x; `first`: of a group.
+void add_image(const TapsPlan& plan, const Half* rows, const Half* pairs, Parity parity, bool first, float* sums)
 {
     const TapsJob& job = *plan.job;
     for (int64_t y = parity.row; y < job.kernel_y; y += job.stride)
@@ -365,7 +372,7 @@ void add_image(const TapsPlan& plan, const Half* rows, const Half* pairs, Parity
                 for (int64_t i = 0; i < plan.inputs; i += 32) {
                     const bool two_m = o + 16 < plan.outputs, two_k = i + 16 < plan.inputs;
                     const auto run = two_m ? (two_k ? multiply_taps<2, 2> : multiply_taps<2, 1>) : (two_k ? multiply_taps<1, 2> : multiply_taps<1, 1>);
-                    run(plan, rows + o * plan.row(), shifted + i * 2, tap + o * plan.inputs + i);
+                    run(plan, rows + o * plan.row(), shifted + i * 2, first, tap + o * plan.inputs + i);
                 }
         }
 }
@@ -374,7 +381,7 @@ void sum_groups(int64_t begin, int64_t end, void* context)
 {
     TapsPlan& plan = *static_cast<TapsPlan*>(context);
     const TapsJob& job = *plan.job;
-    Buffer<Half> rows(2 * plan.outputs * plan.row()), pairs(4 * plan.pairs());
+    Buffer<Half> rows(2 * plan.outputs * plan.row(), true), pairs(4 * plan.pairs(), true);
     const int64_t each = job.kernel_y * job.kernel_x * plan.outputs * plan.inputs;
     const Tiles tiles;
     for (int64_t group = begin; group < end; group++)
@@ -383,7 +390,7 @@ void sum_groups(int64_t begin, int64_t end, void* context)
             for (int64_t a = 0; a < job.stride; a++)
                 for (int64_t b = 0; b < job.stride; b++) {
                     lay_out_pairs(plan, n, {a, b}, pairs.data());
-                    add_image(plan, rows.data(), pairs.data(), {a, b}, plan.sums.data() + group * each);
+                    add_image(plan, rows.data(), pairs.data(), {a, b}, n == group, plan.sums + group * each);
                 }
         }
 }
@@ -413,7 +420,7 @@ PUBLIC void raycond_tile_conv(const Job* job, const Threads* threads)
     }
     plan.height += *std::max_element(job->tap_y, job->tap_y + job->num_taps) - plan.top;
     plan.width += *std::max_element(job->tap_x, job->tap_x + job->num_taps) - plan.left;
-    Buffer<Half> kernels(job->num_taps * plan.depths * plan.blocks * TILE);
+    Buffer<Half> kernels(job->num_taps * plan.depths * plan.blocks * TILE, true);
     pack_kernels(*job, plan.depths, plan.blocks, kernels.data());
     plan.kernels = kernels.data();
     threads->share(job->N, convolve_images, &plan);
@@ -421,15 +428,16 @@ PUBLIC void raycond_tile_conv(const Job* job, const Threads* threads)
 
 PUBLIC void raycond_tile_taps(const TapsJob* job, const Threads* threads)
 {
-    TapsPlan plan = {job, 0, 0, 0, round_up(job->O, 16), round_up(job->I, 16), std::min(GROUPS, job->N), {}};
+    TapsPlan plan = {job, 0, 0, 0, round_up(job->O, 16), round_up(job->I, 16), std::min(GROUPS, job->N), nullptr};
     const int64_t reach_y = (job->kernel_y - 1) / job->stride, reach_x = (job->kernel_x - 1) / job->stride;
     plan.width = job->YW + reach_x + (reach_x == 0 && job->YW % 2 == 1);     // room beside an odd last pixel
     plan.length = round_up(job->YH * plan.width, DEPTH);
     plan.beyond = round_up(reach_y * plan.width + reach_x + 1, 2);
     const int64_t taps = job->kernel_y * job->kernel_x, each = plan.outputs * plan.inputs;
-    plan.sums.resize(plan.groups * taps * each);
+    Buffer<float> sums(plan.groups * taps * each, false);
+    plan.sums = sums.data();
     threads->share(plan.groups, sum_groups, &plan);
-    float* total = plan.sums.data();
+    float* total = plan.sums;
     for (int64_t group = 1; group < plan.groups; group++)
         for (int64_t k = 0; k < taps * each; k++)
             total[k] += total[group * taps * each + k];
