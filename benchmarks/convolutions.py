@@ -21,6 +21,7 @@ from torch_utils.ops import strided_conv  # noqa: F401    (registers the operato
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 SHORT_S = 0.02                          # calls shorter than this are repeated
+LEAST_PIXELS = 16                       # of a product that stands for a convolution; cameras make smaller ones
 LARGEST_KERNEL = 3                      # of the networks here; a larger one is an output's gradient in the kernel's place
 
 Shape = tuple[int, int, int, int]
@@ -63,7 +64,7 @@ class Recorder(TorchDispatchMode):
     """Counts the convolutions that run while it is active, below autograd: forward, backward, backward of the backward pass.
 
     Convolutions with one channel are FIR filters, which are no work of the bare network, and left out. Samples that got kernels of
-    their own, as groups of one wide sample, count as samples with shared kernels.
+    their own, as groups of one wide sample, count as samples with shared kernels; so do ToRGB's matrix products, whose pixels count as one row.
     """
 
     def __init__(self) -> None:
@@ -83,6 +84,8 @@ class Recorder(TorchDispatchMode):
                 self._add(_backward(wanted, *shapes, stride[0], tuple(padding), is_transposed, groups, x.dtype))
         elif func in _STRIDED:
             self._add(_STRIDED[func](*args))
+        elif func is aten.bmm.default and args[1].shape[2] >= LEAST_PIXELS:
+            self._add(_product(*map(_shape, args), args[0].dtype))
         return func(*args, **(kwargs or {}))
 
     def _add(self, conv: Convolution) -> None:
@@ -94,13 +97,26 @@ def _shape(tensor: torch.Tensor) -> Shape:
     return tuple(tensor.shape)
 
 
-# This project's own operators around convolutions with a stride.
+# This project's own operators.
+def _strided(wanted: str, x: Shape, w: Shape, stride: int, padding: Any, dtype: torch.dtype) -> Convolution:
+    return Convolution(wanted, x, w, stride, tuple(padding), dtype)
+
+
 _STRIDED = {
-    torch.ops.raycond.strided_conv_down.default: lambda x, w, stride: Convolution("y", _shape(x), _shape(w), stride, dtype=x.dtype),
-    torch.ops.raycond.strided_conv_up.default: lambda y, w, stride, size: Convolution("x", (y.shape[0], w.shape[1], *size), _shape(w), stride, dtype=y.dtype),
-    torch.ops.raycond.strided_conv_taps.default: lambda x, y, stride, kernel: Convolution("w", _shape(x), (y.shape[1], x.shape[1], *kernel), stride,
-                                                                                         dtype=x.dtype),
+    torch.ops.raycond.strided_conv_down.default: lambda x, w, stride, padding=(0, 0): _strided("y", _shape(x), _shape(w), stride, padding, x.dtype),
+    torch.ops.raycond.strided_conv_up.default: lambda y, w, stride, size, padding=(0, 0): _strided("x", (len(y), w.shape[1], *size), _shape(w), stride,
+                                                                                                   padding, y.dtype),
+    torch.ops.raycond.strided_conv_taps.default: lambda x, y, stride, kernel, padding=(0, 0): _strided("w", _shape(x), (y.shape[1], x.shape[1], *kernel),
+                                                                                                       stride, padding, x.dtype),
 }
+
+
+def _product(left: tuple[int, ...], right: tuple[int, ...], dtype: torch.dtype) -> Convolution:
+    """[N, O, I] of a ToRGB layer times pixels [N, I, P], or either's gradient."""
+    N, rows, depth = left
+    if depth < rows:                                            # the few outputs are summed over: the gradient of the pixels
+        return Convolution("x", (N, rows, 1, right[2]), (depth, rows, 1, 1), dtype=dtype)
+    return Convolution("y", (N, depth, 1, right[2]), (rows, depth, 1, 1), dtype=dtype)
 
 
 def _is_filter(w: torch.Tensor, groups: int) -> bool:

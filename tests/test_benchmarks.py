@@ -193,7 +193,8 @@ def test_a_generators_convolutions_are_those_that_it_runs(benchmarks):
         G = build(cfg, 16, 256, "pinhole", cpu, cmax=16)
         ws, c = inputs_of(G, 2, cpu)
         counts = recorded(lambda G=G, ws=ws, c=c: G.synthesis(ws, c, noise_mode="const"))
-        expected = collections.Counter(convolutions_of(G, 2, cpu))
+        expected = collections.Counter(conv if conv.w[0] > 3 else conv._replace(x=(2, conv.x[1], 1, conv.x[2] * conv.x[3]))
+                                       for conv in convolutions_of(G, 2, cpu))              # ToRGB's products have no rows and columns
         # The network may lay its kernels down by one transposed convolution or by four small ones.
         by_parts = expected - counts
         assert all(conv.wanted == "x" and conv.stride == 2 for conv in by_parts), cfg

@@ -16,7 +16,7 @@ def derivatives(function, *inputs):
     generator = torch.Generator().manual_seed(1)
 
     def random(like):
-        return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+        return torch.randn(like.shape, generator=generator).to(like.dtype)
 
     first = torch.autograd.grad(y, inputs, random(y), create_graph=True)
     second = torch.autograd.grad(sum((grad * random(grad)).sum() for grad in first), inputs)

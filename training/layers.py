@@ -15,6 +15,7 @@ from torch import nn
 from torch_utils import misc, persistence
 from torch_utils.ops import bias_act, conv2d_resample, fma, modulate, upfirdn2d
 
+FEW_OUTPUTS = 4                          # of a matrix product that is bound by reading its input
 BILINEAR = (1, 3, 3, 1)                  # the FIR kernel of all resampling in StyleGAN2
 
 
@@ -80,6 +81,13 @@ def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tens
     styles = styles if input_gain is None else styles * input_gain
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
 
+    if _is_short_product(x, weight, appended) and up == down == 1 and padding == 0:
+        w = weight.flatten(1) * styles[:, None, :]                          # [N, O, I]
+        w = w if decay is None else w * decay[:, :, None]
+        H, W = x.shape[2:]
+        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, I)                 # a view where channels are innermost
+        return torch.bmm(w.to(x.dtype), pixels.mT).view(N, weight.shape[0], H, W), None
+
     if fused_modconv and _kernels_are_cheaper(x, weight, appended):
         x = x if appended is None else torch.cat([x, appended.expand(N, -1, -1, -1)], dim=1)
         w = weight.unsqueeze(0) * styles[:, None, :, None, None]            # [N, O, I, kh, kw]
@@ -98,6 +106,11 @@ def _kernels_are_cheaper(x: torch.Tensor, weight: torch.Tensor, appended: torch.
     features anew anyway where something is appended.
     """
     return x.device.type != "cpu" or (x.shape[0] == 1 and appended is None and x.numel() > weight.numel())
+
+
+def _is_short_product(x: torch.Tensor, weight: torch.Tensor, appended: torch.Tensor | None) -> bool:
+    """A kernel of one pixel with few outputs, as ToRGB's: on CPUs a matrix product for each sample then reads the features once and writes no scaled ones."""
+    return x.device.type == "cpu" and appended is None and tuple(weight.shape[2:]) == (1, 1) and weight.shape[0] <= FEW_OUTPUTS
 
 
 def _scale_to_unit_peak(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

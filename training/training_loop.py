@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import dnnlib
-from torch_utils import distributed, misc, signals
+from torch_utils import distributed, memory, misc, signals
 from training import continuing, image_grid, training_state
 from training.ada import make_augmentation
 from training.checkpointing import checkpoint_activations
@@ -59,7 +59,7 @@ def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, load_networ
         print(f"{config.total_kimg - status.cur_nimg / 1000:g} kimg to go.\n")
 
     batches = iterate_batches(dataset, config, rank, device, start=status.cur_nimg)
-    with contextlib.closing(status):
+    with contextlib.closing(status), memory.settled_objects():
         saved = state is not None                           # this very step?
         while True:
             if status.tick_ended:

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from torch_utils.ops import strided_conv
 
-_NONE = (0, (0, 0))                 # paddings
 enabled = True                      # Kept for scripts that set it. Both values give the same result.
 weight_gradients_disabled = False   # Set by no_weight_gradients().
 
@@ -39,8 +38,8 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
            padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1) -> torch.Tensor:
     """As torch.nn.functional.conv2d."""
     weight = weight.detach() if weight_gradients_disabled else weight
-    if bias is None and padding in _NONE and dilation == 1 and strided_conv.takes(input, weight, stride, groups):
-        return strided_conv.conv2d(input, weight, stride)
+    if bias is None and dilation == 1 and strided_conv.takes(input, weight, stride, padding, groups, transposed=False):
+        return strided_conv.conv2d(input, weight, stride, padding)
     return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -49,6 +48,6 @@ def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
                      dilation: int | Sequence[int] = 1) -> torch.Tensor:
     """As torch.nn.functional.conv_transpose2d."""
     weight = weight.detach() if weight_gradients_disabled else weight
-    if bias is None and padding in _NONE and output_padding == 0 and dilation == 1 and strided_conv.takes(input, weight, stride, groups):
-        return strided_conv.conv_transpose2d(input, weight, stride)
+    if bias is None and output_padding == 0 and dilation == 1 and strided_conv.takes(input, weight, stride, padding, groups, transposed=True):
+        return strided_conv.conv_transpose2d(input, weight, stride, padding)
     return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -1,57 +1,88 @@
-"""Convolutions with a stride, their adjoints and their weight gradients: three bilinear operators, closed under derivatives.
+"""Convolutions, their adjoints and their weight gradients on CPUs: three bilinear operators, closed under derivatives.
 
-PyTorch's own are right, but its weight gradients with a stride run at less than half of the rate of others on CPUs. As a sum
-over pixels for each tap they are matrix products, about twice as fast (docs/experiments.md).
+PyTorch's own are right. But its weight gradients with a stride run at less than half of the rate of others; as a sum over pixels for each tap they are
+matrix products, about twice as fast. And it leaves the matrix units of CPUs that have them (tile_conv) to half precision. docs/experiments.md has the numbers.
 
     down(x, w)[o, p]  = sum_ia  w[o, i, a] x[i, s p + a]
     up(y, w)[i, q]    = sum_oa  w[o, i, a] y[o, (q - a) / s]        where s divides q - a
     taps(x, y)[o, i, a] = sum_p  y[o, p] x[i, s p + a]
+
+Padding shifts x by so many pixels, beyond which it is zero.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from torch_utils import custom_ops
-from torch_utils.ops import registry
+from torch_utils.ops import registry, tile_conv
 
-LEAST_CHANNELS = 64                     # with fewer, PyTorch's own weight gradients are as fast
+LEAST_CHANNELS = 64                     # with fewer, PyTorch's own weight gradients with a stride are as fast
 
 
-def takes(x: torch.Tensor, w: torch.Tensor, stride: Any, groups: int) -> bool:
-    """Is something gained? Only where weight gradients will be asked for."""
-    if not (isinstance(stride, int) and stride > 1 and groups == 1 and x.device.type == "cpu" and x.dtype == w.dtype == torch.float32):
+def takes(x: torch.Tensor, w: torch.Tensor, stride: Any, padding: Any, groups: int, transposed: bool) -> bool:
+    """Is something gained over PyTorch's conv2d, or conv_transpose2d, with these arguments?"""
+    if not (isinstance(stride, int) and groups == 1 and x.device.type == "cpu" and x.dtype == w.dtype == torch.float32 and x.ndim == 4):
         return False
-    if min(w.shape[:2]) < LEAST_CHANNELS or torch.is_autocast_enabled("cpu") or not registry.available():
+    if custom_ops.mode() == "reference" or torch.is_autocast_enabled("cpu") or not registry.available():
         return False
-    return torch.is_grad_enabled() and w.requires_grad and custom_ops.mode() != "reference"
+    padding = _pair(padding)
+    size = (_size_up if transposed else _size_down)(x.shape[2:], w.shape[2:], stride, padding)
+    y_shape = torch.Size([x.shape[0], w.shape[1 if transposed else 0], *size])
+    if tile_conv.takes(*((y_shape, x.shape) if transposed else (x.shape, y_shape)), w.shape[2:], stride, x.dtype):
+        return True
+    return stride > 1 and padding == (0, 0) and min(w.shape[:2]) >= LEAST_CHANNELS and torch.is_grad_enabled() and w.requires_grad
 
 
-def conv2d(x: torch.Tensor, w: torch.Tensor, stride: int) -> torch.Tensor:
-    """torch.nn.functional.conv2d(x, w, stride=stride). Differentiable any number of times."""
-    return _down(x, w, stride)
+def conv2d(x: torch.Tensor, w: torch.Tensor, stride: int, padding: int | Sequence[int] = 0) -> torch.Tensor:
+    """torch.nn.functional.conv2d(x, w, stride=stride, padding=padding). Differentiable any number of times."""
+    return _down(x, w, stride, _pair(padding))
 
 
-def conv_transpose2d(y: torch.Tensor, w: torch.Tensor, stride: int) -> torch.Tensor:
-    """torch.nn.functional.conv_transpose2d(y, w, stride=stride). Differentiable any number of times."""
-    return _up(y, w, stride, [(n - 1) * stride + k for n, k in zip(y.shape[2:], w.shape[2:])])
+def conv_transpose2d(y: torch.Tensor, w: torch.Tensor, stride: int, padding: int | Sequence[int] = 0) -> torch.Tensor:
+    """torch.nn.functional.conv_transpose2d(y, w, stride=stride, padding=padding). Differentiable any number of times."""
+    padding = _pair(padding)
+    return _up(y, w, stride, _size_up(y.shape[2:], w.shape[2:], stride, padding), padding)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-def _run_down(x: torch.Tensor, w: torch.Tensor, stride: int) -> torch.Tensor:
-    return functional.conv2d(x, w, stride=stride)
+def _pair(padding: int | Sequence[int]) -> tuple[int, int]:
+    return (padding, padding) if isinstance(padding, int) else tuple(padding)
 
 
-def _run_up(y: torch.Tensor, w: torch.Tensor, stride: int, size: list[int]) -> torch.Tensor:
-    left = [full - (n - 1) * stride - k for full, n, k in zip(size, y.shape[2:], w.shape[2:])]         # rows and columns that `down` passes over
-    return functional.conv_transpose2d(y, w, stride=stride, output_padding=left)
+def _size_down(size: Sequence[int], kernel: Sequence[int], stride: int, padding: Sequence[int]) -> list[int]:
+    return [(n + 2 * pad - k) // stride + 1 for n, k, pad in zip(size, kernel, padding)]
 
 
-def _run_taps(x: torch.Tensor, y: torch.Tensor, stride: int, kernel: list[int]) -> torch.Tensor:
+def _size_up(size: Sequence[int], kernel: Sequence[int], stride: int, padding: Sequence[int]) -> list[int]:
+    return [(n - 1) * stride + k - 2 * pad for n, k, pad in zip(size, kernel, padding)]
+
+
+def _tiles_down(x: torch.Tensor, w: torch.Tensor, stride: int, padding: Sequence[int]) -> bool:
+    return tile_conv.takes(x.shape, torch.Size([len(x), len(w), *_size_down(x.shape[2:], w.shape[2:], stride, padding)]), w.shape[2:], stride, x.dtype)
+
+
+def _tiles_up(y: torch.Tensor, w: torch.Tensor, stride: int, size: Sequence[int]) -> bool:
+    return tile_conv.takes(torch.Size([len(y), w.shape[1], *size]), y.shape, w.shape[2:], stride, y.dtype)
+
+
+def _run_down(x: torch.Tensor, w: torch.Tensor, stride: int, padding: Sequence[int] = (0, 0)) -> torch.Tensor:
+    return tile_conv.down(x, w, stride, padding) if _tiles_down(x, w, stride, padding) else _plain_down(x, w, stride, padding)
+
+
+def _run_up(y: torch.Tensor, w: torch.Tensor, stride: int, size: list[int], padding: Sequence[int] = (0, 0)) -> torch.Tensor:
+    return tile_conv.up(y, w, stride, padding, size) if _tiles_up(y, w, stride, size) else _plain_up(y, w, stride, size, padding)
+
+
+def _run_taps(x: torch.Tensor, y: torch.Tensor, stride: int, kernel: list[int], padding: Sequence[int] = (0, 0)) -> torch.Tensor:
+    if tile_conv.takes(x.shape, y.shape, kernel, stride, x.dtype):
+        return tile_conv.taps(x, y, stride, padding, kernel)
+    x = x if tuple(padding) == (0, 0) else functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     height, width = ((n - 1) * stride + 1 for n in y.shape[2:])
     rows = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1]).t()                                            # [O, N * h * w]
     found = y.new_empty([*kernel, y.shape[1], x.shape[1]])
@@ -62,38 +93,57 @@ def _run_taps(x: torch.Tensor, y: torch.Tensor, stride: int, kernel: list[int]) 
     return found.permute(2, 3, 0, 1).contiguous()
 
 
+def _plain_down(x: torch.Tensor, w: torch.Tensor, stride: int, padding: Sequence[int]) -> torch.Tensor:
+    return functional.conv2d(x, w, stride=stride, padding=padding)
+
+
+def _plain_up(y: torch.Tensor, w: torch.Tensor, stride: int, size: Sequence[int], padding: Sequence[int]) -> torch.Tensor:
+    left = [full - least for full, least in zip(size, _size_up(y.shape[2:], w.shape[2:], stride, padding))]       # what `down` passes over
+    return functional.conv_transpose2d(y, w, stride=stride, padding=padding, output_padding=left)
+
+
+def _fake_down(x: torch.Tensor, w: torch.Tensor, stride: int, padding: Sequence[int] = (0, 0)) -> torch.Tensor:
+    y = _plain_down(x, w, stride, padding)
+    return torch.empty_like(y, memory_format=torch.channels_last) if _tiles_down(x, w, stride, padding) else y
+
+
+def _fake_up(y: torch.Tensor, w: torch.Tensor, stride: int, size: list[int], padding: Sequence[int] = (0, 0)) -> torch.Tensor:
+    x = _plain_up(y, w, stride, size, padding)
+    return torch.empty_like(x, memory_format=torch.channels_last) if _tiles_up(y, w, stride, size) else x
+
+
 def _keep(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    first, second, ctx.stride = inputs[:3]
+    first, second, ctx.stride, ctx.padding = *inputs[:3], inputs[-1]
     ctx.save_for_backward(first, second)
 
 
 def _backward_down(ctx: Any, g: torch.Tensor) -> tuple:
     x, w = ctx.saved_tensors
-    return (_up(g, w, ctx.stride, list(x.shape[2:])) if ctx.needs_input_grad[0] else None,
-            _taps(x, g, ctx.stride, list(w.shape[2:])) if ctx.needs_input_grad[1] else None, None)
+    return (_up(g, w, ctx.stride, list(x.shape[2:]), ctx.padding) if ctx.needs_input_grad[0] else None,
+            _taps(x, g, ctx.stride, list(w.shape[2:]), ctx.padding) if ctx.needs_input_grad[1] else None, None, None)
 
 
 def _backward_up(ctx: Any, g: torch.Tensor) -> tuple:
     y, w = ctx.saved_tensors
-    return (_down(g, w, ctx.stride) if ctx.needs_input_grad[0] else None,
-            _taps(g, y, ctx.stride, list(w.shape[2:])) if ctx.needs_input_grad[1] else None, None, None)
+    return (_down(g, w, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None,
+            _taps(g, y, ctx.stride, list(w.shape[2:]), ctx.padding) if ctx.needs_input_grad[1] else None, None, None, None)
 
 
 def _backward_taps(ctx: Any, g: torch.Tensor) -> tuple:
     x, y = ctx.saved_tensors
-    return (_up(y, g, ctx.stride, list(x.shape[2:])) if ctx.needs_input_grad[0] else None,
-            _down(x, g, ctx.stride) if ctx.needs_input_grad[1] else None, None, None)
+    return (_up(y, g, ctx.stride, list(x.shape[2:]), ctx.padding) if ctx.needs_input_grad[0] else None,
+            _down(x, g, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None, None, None, None)
 
 
 _down = registry.register(
-    "strided_conv_down(Tensor x, Tensor w, int stride) -> Tensor",
-    kernels={"CPU": _run_down}, fake=_run_down, setup_context=_keep, backward=_backward_down)
+    "strided_conv_down(Tensor x, Tensor w, int stride, int[2] padding=0) -> Tensor",
+    kernels={"CPU": _run_down}, fake=_fake_down, setup_context=_keep, backward=_backward_down)
 
 _up = registry.register(
-    "strided_conv_up(Tensor y, Tensor w, int stride, SymInt[] size) -> Tensor",
-    kernels={"CPU": _run_up}, fake=_run_up, setup_context=_keep, backward=_backward_up)
+    "strided_conv_up(Tensor y, Tensor w, int stride, SymInt[] size, int[2] padding=0) -> Tensor",
+    kernels={"CPU": _run_up}, fake=_fake_up, setup_context=_keep, backward=_backward_up)
 
 _taps = registry.register(
-    "strided_conv_taps(Tensor x, Tensor y, int stride, SymInt[] kernel) -> Tensor",
-    kernels={"CPU": _run_taps}, fake=lambda x, y, stride, kernel: x.new_empty([y.shape[1], x.shape[1], *kernel]),
+    "strided_conv_taps(Tensor x, Tensor y, int stride, SymInt[] kernel, int[2] padding=0) -> Tensor",
+    kernels={"CPU": _run_taps}, fake=lambda x, y, stride, kernel, padding=(0, 0): x.new_empty([y.shape[1], x.shape[1], *kernel]),
     setup_context=_keep, backward=_backward_taps)

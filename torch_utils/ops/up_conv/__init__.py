@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from torch_utils import custom_ops
-from torch_utils.ops import launching, registry
+from torch_utils.ops import launching, registry, strided_conv
 from torch_utils.ops.upfirdn2d import plain
 
 __all__ = ["takes", "up_conv"]
@@ -36,7 +36,9 @@ def takes(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, gro
     if f is None or f.dtype != torch.float32 or f.device != x.device or f.requires_grad or max(f.shape) > MOST_TAPS or min(_size(x, f, padding)) < 1:
         return False
     recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    return not recorded and custom_ops.mode() != "reference" and custom_ops.path("up_conv", "cpu") == "native"
+    if recorded or strided_conv.takes(x, w.transpose(0, 1), up, 0, groups, transposed=True):        # whose four convolutions are one call
+        return False
+    return custom_ops.mode() != "reference" and custom_ops.path("up_conv", "cpu") == "native"
 
 
 def up_conv(
