@@ -70,6 +70,7 @@ RUNS = {
     "D sees the rays only": Run(f"{TINY} --dcond=rays"),
     "gamma 0.0128":         Run(f"{TINY} --gamma=auto"),
     "gamma 0.2":            Run(f"{TINY} --gamma=0.2"),
+    "learning rate 0.002":  Run(f"{TINY} --glr=0.002 --dlr=0.002"),
     "layer noise":          Run(TINY, fields=NOISE),
     "path length":          Run(TINY, fields=dict(pl_weight=2.0, G_reg_interval=4)),
 }
