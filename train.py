@@ -113,9 +113,9 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 # Rays.
 @click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
 @click.option("--dcond",        help="How D learns the camera: the label, rays in its image, both  [default: both with rays; --recipe, --rays=published and "
-              "networks without rays: pose]", type=click.Choice(["pose", "rays", "both"]))
+              "networks without rays: pose; a resumed ray network keeps its own]", type=click.Choice(["pose", "rays", "both"]))
 @click.option("--camera-loss",  help="Weight of the camera loss: D learns to tell cameras, G shows the one asked for; 0: off  [default: 5 with rays; --recipe, "
-              "--rays=published and networks without rays: 0]", type=Number(min=0))
+              "--rays=published and networks without rays: 0; a resumed ray network keeps its own]", type=Number(min=0))
 @click.option("--ray-init",     help="New weights of a network resumed without rays, or of smaller images; zero: its images come first",
               type=click.Choice(["zero", "random"]), default="zero")
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
@@ -187,6 +187,8 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: obj
     if earlier is None and asked.resume is None:
         notes += continuing.describe_other(options.outdir, config, options, meta_networks)
     notes += prepare_start(config, options, earlier, dry_run)
+    if earlier is None:
+        notes += cfg.describe_camera_training(config, options, preset)
     notes += check_metrics(config, options, dry_run)
     if device == "cpu":
         notes.append(f"Training on the CPU in {options.gpus} process{'es' if options.gpus > 1 else ''}.")
@@ -224,32 +226,37 @@ def train(config: dnnlib.EasyDict, plan_text: str) -> None:
 
 
 def find_earlier(options: cfg.Options, preset: Any, info: cfg.DataInfo, plan: cfg.Plan) -> tuple[cfg.Plan, Any]:
-    """The earlier run that the plan continues, or None; and the plan, which is another one for runs that began with older defaults."""
+    """The earlier run that the plan continues, or None; and the plan, which is another one for runs that began with
+    older defaults.
+    """
     from training import continuing
-    for asked in (options, *with_older_defaults(options, preset)):
-        old = plan if asked is options else cfg.build_config(asked, preset, info)
+    earlier = continuing.find_run(options.outdir, plan.config)
+    if earlier is not None:
+        return plan, earlier
+    for asked, added in older_defaults(options, preset):
+        old = cfg.build_config(asked, preset, info)
         earlier = continuing.find_run(options.outdir, old.config)
-        if earlier is None:
-            continue
-        if asked.aug == options.aug:
-            if asked is not options:
-                old.notes.append(f"{earlier.run_dir} began before there was a camera loss, and goes on without; --new starts a run with it.")
-            return old, earlier
-        if earlier.config.get("aug") is None:                                  # such runs do not say what --aug was
-            old.config.aug = None
-            old.notes.append(f"{earlier.run_dir} began when --aug=noaug was the default, and goes on without augmentation; --aug=ada starts another run.")
+        if earlier is not None and all(earlier.config.get(key) is None for key in added):      # such runs do not say
+            old.config.update(dict.fromkeys(added))
+            old.notes += [f"{earlier.run_dir} began {ADDED[key]}" for key in added]
             return old, earlier
     return plan, None
 
 
-def with_older_defaults(options: cfg.Options, preset: Any) -> list[cfg.Options]:
-    """The options as they were understood before: without the camera loss and rays in D, without augmentation."""
-    older = []
-    if preset.camera_loss > 0 and (options.dcond, options.camera_loss) == (None, None):
-        older.append(dataclasses.replace(options, **PUBLISHED))
+# Keys of a configuration that earlier versions did not have, and how their runs go on.
+ADDED = dict(camera_loss="before there was a camera loss, and goes on without; --new starts a run with it.",
+             aug="when --aug=noaug was the default, and goes on without augmentation; --aug=ada starts another run.")
+
+
+def older_defaults(options: cfg.Options, preset: Any) -> list[tuple[cfg.Options, tuple[str, ...]]]:
+    """The options as earlier versions understood them, with the keys that their configurations lack."""
+    versions = [(options, ())]
+    if preset.camera_loss > 0 and options.camera_loss is None:
+        published = dataclasses.replace(options, camera_loss=0.0, dcond=options.dcond or PUBLISHED["dcond"])
+        versions.append((published, ("camera_loss",)))
     if options.aug is None and options.augpipe is None and preset.aug != "noaug":
-        older += [dataclasses.replace(asked, aug="noaug") for asked in (options, *older)]
-    return older
+        versions += [(dataclasses.replace(asked, aug="noaug"), (*added, "aug")) for asked, added in versions]
+    return versions[1:]
 
 
 def logged(run_dir: str | None) -> dnnlib.util.Logger:
@@ -387,9 +394,10 @@ def check_resume(config: dnnlib.EasyDict, options: cfg.Options) -> list[str]:
     with naming("--resume", config.resume_pkl):
         sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
     notes += cfg.keep_ray_convention(config, sources["G_ema"], options.rays is not None)
+    built_with = {name: getattr(sources[name], "init_kwargs", None) for name in "GD"}
+    notes += cfg.keep_noise(config, config.resume_pkl, built_with["G"])
     if getattr(sources["G_ema"], "rays", None) is not None:
-        old = {f"{name}_kwargs": getattr(sources[name], "init_kwargs", None) for name in "GD"}
-        notes += cfg.keep_settings(config, config.resume_pkl, old, options)
+        notes += cfg.keep_camera_training(config, config.resume_pkl, built_with["D"], options)
     G, D = meta_networks(config)
     targets = dict(G=G, D=D, G_ema=G)
     reports = [compare(targets[name], source, config.ray_init, name)

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 import numpy as np
 import torch
@@ -28,6 +30,8 @@ def seen_rad(network: str, detector: torch.jit.ScriptModule, axis: int) -> np.nd
     """Angles [rad] that the regressor sees, [angles, LATENTS]; axis 0: yaw at pitch 0, 1: pitch at yaw 0."""
     networks = legacy.load_network_pkl(network)
     G, stats = legacy.generator_of(networks, network), networks["camera_stats"]
+    if stats is None:
+        raise UserError(f"{network}: has no camera statistics; give a network-snapshot-*.pkl of a network with cameras")
     z = torch.from_numpy(np.random.RandomState(0).randn(LATENTS, G.z_dim)).float()
     rows = []
     for angle in (YAWS, PITCHES)[axis]:
@@ -49,6 +53,8 @@ def main(networks: tuple[str, ...], pose_regressor: str, dest: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("matplotlib is missing: pip install matplotlib") from error
+    if not os.path.isfile(pose_regressor):
+        raise UserError(f"--pose-regressor={pose_regressor}: there is no such file; python -m metrics.pose_regressor makes one")
     detector = torch.jit.load(pose_regressor)
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axis, (axes, angles, name) in enumerate(zip(figure.subplots(1, 2), (YAWS, PITCHES), ("yaw", "pitch"))):

@@ -17,6 +17,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -61,8 +62,8 @@ RUNS = {
     "pose":                 Run(f"{TINY} --dcond=pose --camera-loss=0", **THREE),
     "both":                 Run(f"{TINY} --dcond=both --camera-loss=0", **THREE),
     "label":                Run("--cfg=stylegan2-tiny --cond=1", **THREE),
-    "default, published rays":  Run(f"{TINY} --rays=published --dcond=both --camera-loss=5", kimg=60),
-    "pose, published rays": Run(f"{TINY} --rays=published", kimg=60),
+    "default with published rays": Run(f"{TINY} --rays=published --dcond=both --camera-loss=5", kimg=60),
+    "pose with published rays": Run(f"{TINY} --rays=published", kimg=60),
     # What led there: one thing changed at a time.
     "camera loss 1":        Run(f"{TINY} --camera-loss=1"),
     "camera loss 15":       Run(f"{TINY} --camera-loss=15"),
@@ -120,7 +121,7 @@ class Features(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # Both networks are made for images of RESOLUTION pixels; larger ones are reduced by area means.
-        images = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32), [32, 32]) / 127.5 - 1.0
+        images = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32), [RESOLUTION, RESOLUTION]) / 127.5 - 1.0
         a, b = self.pose.features(images), self.scenes.features(images)     # [N, 128, 4, 4]
         return torch.cat([a.mean([2, 3]), a.amax([2, 3]), b.mean([2, 3]), b.amax([2, 3])], dim=1)
 
@@ -168,7 +169,7 @@ train.run_program(train.main)
 
 def train(files: Files, name: str, seed: int, kimg: float) -> str:
     """Trains that run, or goes on with it. Returns its folder."""
-    outdir = os.path.join(files.folder, "runs", f"{name.replace(' ', '-').replace(',', '')}-seed{seed}")
+    outdir = os.path.join(files.folder, "runs", f"{name.replace(' ', '-')}-seed{seed}")
     os.makedirs(outdir, exist_ok=True)
     row = RUNS[name]
     options = [*COMMON.split(), *row.options.split()]
@@ -178,9 +179,11 @@ def train(files: Files, name: str, seed: int, kimg: float) -> str:
     return max(glob.glob(os.path.join(outdir, "0*")))
 
 
-def judge(files: Files, run_dir: str) -> dict[str, float]:
-    """All numbers of the run's last snapshot."""
-    snapshot = max(glob.glob(os.path.join(run_dir, "network-snapshot-*.pkl")))
+def judge(files: Files, run_dir: str, kimg: float) -> dict[str, float]:
+    """All numbers of the run's snapshot at that many kimg, its last one."""
+    snapshot = os.path.join(run_dir, f"network-snapshot-{int(kimg):06d}.pkl")
+    if not os.path.exists(snapshot):
+        raise UserError(f"{run_dir}: has no snapshot at {kimg:g} kimg; judge it as long as it is, or train it in another --dir")
     run("calc_metrics.py", f"--network={snapshot}", f"--data={files.data}", f"--samples={SAMPLES}", "--gpus=1",
         "--metrics=pose_error,view_consistency,fid50k_full,fid_by_yaw", f"--pose-regressor={files.pose}", f"--embedding={files.scenes}",
         f"--detector=inception={files.features}", log=os.path.join(run_dir, "metrics.txt"))
@@ -192,7 +195,7 @@ def judge(files: Files, run_dir: str) -> dict[str, float]:
                 if record.get("snapshot_pkl") == os.path.basename(snapshot):
                     results.update(record["results"])
     count = f"{SAMPLES // 1000}k"
-    numbers = {name.replace(count, ""): value for name, value in results.items() if isinstance(value, float)}
+    numbers = {name.replace(count, ""): value for name, value in results.items() if isinstance(value, (int, float))}
     return dict(numbers, **motion(files, snapshot))
 
 
@@ -263,14 +266,21 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def cli_seeds(text: str) -> tuple[int, ...]:
+    """'0,1' -> (0, 1)."""
+    if not all(part.strip().isdigit() for part in text.split(",")):
+        raise click.BadParameter(f"{text!r}: expected numbers with commas between, as 0,1,2")
+    return tuple(int(part) for part in text.split(","))
+
+
 @click.command(cls=cli.Command)
 @click.option("--dir", "folder", help="Where data, judges and runs lie", metavar="DIR", type=cli.PATH, default="obedience", show_default=True)
 @click.option("--only",  help="Only these runs: names with commas between", metavar="NAMES")
-@click.option("--seeds", help="Only these seeds, as 0,1", metavar="SEEDS")
+@click.option("--seeds", help="Only these seeds, as 0,1", metavar="SEEDS", type=cli_seeds, default=None)
 @click.option("--kimg",  help="Train for that long instead", type=click.FloatRange(min=0, min_open=True))
 @click.option("--jobs",  help="Trainings at a time, one thread each", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--table", "only_table", help="Print what has been measured and stop", is_flag=True)
-def main(folder: str, only: str | None, seeds: str | None, kimg: float | None, jobs: int, only_table: bool) -> None:
+def main(folder: str, only: str | None, seeds: tuple[int, ...] | None, kimg: float | None, jobs: int, only_table: bool) -> None:
     """Train and judge the runs of docs/experiments.md, and print the table."""
     if only_table:
         print(table())
@@ -281,13 +291,16 @@ def main(folder: str, only: str | None, seeds: str | None, kimg: float | None, j
         raise UserError(f"--only={only}: there is no run {unknown[0]}; there are {', '.join(RUNS)}")
     files = Files(os.path.abspath(folder))
     prepare(files)
-    todo = [(name, seed, kimg or RUNS[name].kimg) for name in names for seed in (RUNS[name].seeds if seeds is None else map(int, seeds.split(",")))]
+    todo = [(name, seed, kimg or RUNS[name].kimg) for name in names for seed in (seeds or RUNS[name].seeds)]
+    writing = threading.Lock()
 
     def one(name: str, seed: int, length: float) -> None:
         if not is_measured(name, seed, length):
-            numbers = judge(files, train(files, name, seed, length))
-            append_rows(TABLE, [dict(run=name, seed=seed, kimg=length, **{column: numbers[column] for column in COLUMNS},
-                                     **{key: value for key, value in numbers.items() if key.startswith("fid_by_yaw_bin")}, **circumstances())])
+            numbers = judge(files, train(files, name, seed, length), length)
+            row = dict(run=name, seed=seed, kimg=length, **{column: numbers.get(column, float("nan")) for column in COLUMNS})
+            row.update({key: value for key, value in numbers.items() if key.startswith("fid_by_yaw_bin")})
+            with writing:
+                append_rows(TABLE, [dict(row, **circumstances())])
             print(f"{name}, seed {seed}, {length:g} kimg: pose error {numbers['pose_error']:.2f} deg, yaw slope "
                   f"{numbers['pose_error_yaw_slope']:.2f}", flush=True)
 

@@ -12,10 +12,12 @@ from toy_views import draw_toy, toy_labels
 
 import legacy
 import train
+from torch_utils import persistence
 from training.camera_predictor import CameraPredictor
 from training.discriminator import Discriminator
 from training.loss import StyleGAN2Loss
 from training.networks_raycond2 import Generator
+from training.transfer import compare
 
 SMALL_D = dict(c_dim=25, img_resolution=16, img_channels=3, channel_base=128, channel_max=16)
 
@@ -208,7 +210,11 @@ def published_run(camera_zip, tmp_path_factory):
     outdir = tmp_path_factory.mktemp("runs")
     code, output = run_train(f"--outdir={outdir}", f"--data={camera_zip}", "--cfg=raycond2", "--dcond=pose", "--camera-loss=0", "--kimg=0.008", *SMALL_RUN)
     assert code == 0, output
-    return outdir, next(outdir.iterdir())
+    folder = next(outdir.iterdir())
+    options = json.loads((folder / "training_options.json").read_text())
+    del options["camera_loss"]
+    (folder / "training_options.json").write_text(json.dumps(options))
+    return outdir, folder
 
 
 @pytest.mark.parametrize("source", ["network-snapshot-000000.pkl", ""])
@@ -224,10 +230,55 @@ def test_what_goes_on_stays_as_it_was(source, published_run, camera_zip, tmp_pat
         assert_refused(train.main, f"--outdir={tmp_path}", f"--data={camera_zip}", "-n", *common, "--camera-loss=1", says=["--resume=", "camera_predictor"])
 
 
-def test_the_command_of_before_continues_its_run(published_run, camera_zip):
+@pytest.mark.parametrize("dcond", [[], ["--dcond=pose"]])
+def test_the_command_of_before_continues_its_run(dcond, published_run, camera_zip):
     outdir, folder = published_run
-    code, output = run_train(f"--outdir={outdir}", f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.016", *SMALL_RUN, "-n")
+    command = [f"--outdir={outdir}", f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.016", *SMALL_RUN, *dcond, "-n"]
+    code, output = run_train(*command)
     assert code == 0 and options_of(output)["run_dir"] == str(folder), output
     assert "camera_weight" not in options_of(output)["loss_kwargs"] and "before there was a camera loss" in output
-    code, output = run_train(f"--outdir={outdir}", f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.016", *SMALL_RUN, "-n", "--new")
-    assert code == 0 and options_of(output)["loss_kwargs"]["camera_weight"] == 5
+    assert "Not as published" not in output
+    code, output = run_train(*command, "--new")
+    assert code == 0 and options_of(output)["loss_kwargs"]["camera_weight"] == 5 and "Not as published" in output
+
+
+def test_a_baseline_of_today_is_another_run(camera_zip, tmp_path):
+    command = [f"--outdir={tmp_path}", f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.008", *SMALL_RUN]
+    assert run_train(*command, "--dcond=pose", "--camera-loss=0")[0] == 0
+    code, output = run_train(*command, "-n")
+    assert code == 0 and options_of(output)["run_dir"].endswith("00001-raycond2-cameras-gpus1-batch8-gamma1"), output
+
+
+def state_settings(config):
+    return config["D_kwargs"].get("dcond", "pose"), config["D_kwargs"].get("rays"), config["loss_kwargs"].get("camera_weight", 0)
+
+
+@pytest.mark.parametrize("args, resumed, expected", [
+    (["--cfg=stylegan2", "--cond=1", "--dcond=both", "--camera-loss=0.5"], ["--cfg=stylegan2", "--cond=1"], ("both", "pinhole", 0.5)),
+    (["--cfg=raycond2", "--camera-loss=0.5"], ["--cfg=raycond2"], ("both", "pinhole", 0.5)),
+    (["--cfg=raycond2", "--rays=published"], ["--cfg=raycond2"], ("pose", None, 0)),
+])
+def test_a_state_goes_on_with_its_own_training(args, resumed, expected, camera_zip, tmp_path):
+    common = [f"--data={camera_zip}", *SMALL_RUN]
+    code, output = run_train(f"--outdir={tmp_path / 'a'}", "--kimg=0.008", *common, *args)
+    assert code == 0, output
+    folder = next((tmp_path / "a").iterdir())
+    code, output = run_train(f"--outdir={tmp_path / 'b'}", "--kimg=0.016", *common, *resumed, f"--resume={folder}")
+    assert code == 0, output
+    assert state_settings(options_of(output)) == expected and "Not as published: --camera" not in output
+
+
+def test_sources_without_rays_keep_their_noise(camera_zip, tmp_path):
+    """Else the first image would not be the source's."""
+    common = [f"--data={camera_zip}", *SMALL_RUN, "--kimg=0.008"]
+    G = Generator(z_dim=128, c_dim=25, w_dim=128, img_resolution=16, img_channels=3, channel_base=512, channel_max=16, mapping_kwargs=dict(num_layers=4))
+    persistence.save(dict(G=G, D=None, G_ema=G, training_set_kwargs=None, camera_stats=None), tmp_path / "noisy.pkl")
+    code, output = run_train(f"--outdir={tmp_path / 'runs'}", *common, "--cfg=raycond2-tiny", f"--resume={tmp_path / 'noisy.pkl'}", "-n")
+    assert code == 0 and options_of(output)["G_kwargs"]["use_noise"] is True and "has layer noise, which is kept" in output, output
+
+
+def test_the_predictor_does_not_count_as_a_mismatch():
+    """Growing from 16 to 32 px, where it outweighs D and has other sizes."""
+    small, large = make_D(predicts_camera=True), Discriminator(**dict(SMALL_D, img_resolution=32), predicts_camera=True)
+    report = compare(large, small, network="D")
+    assert any(name.startswith("camera_predictor") for name in report.skipped) and report.matched_share > 0.9

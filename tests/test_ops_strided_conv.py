@@ -36,6 +36,26 @@ def test_agrees_with_torch(shape, kernel, stride, memory_format):
     torch.testing.assert_close(ours, derivatives(lambda x, w: functional.conv_transpose2d(x, w, stride=stride), x, w))
 
 
+@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("weight_shape", [(64, 32, 3, 3), (64, 128, 3, 3), (128, 64, 3, 3), (64, 64, 3)])
+def test_what_does_not_fit_is_refused_as_torch_refuses_it(function, weight_shape):
+    """Sizes at which native kernels would be used, so that no kernel reads past its input."""
+    x, w = torch.randn(2, 64, 64, 64), torch.randn(weight_shape, requires_grad=True)
+    try:
+        expected = getattr(functional, function)(x, w, padding=1)
+    except RuntimeError as error:
+        with pytest.raises(type(error)):
+            getattr(conv2d_gradfix, function)(x, w, padding=1)
+    else:
+        torch.testing.assert_close(getattr(conv2d_gradfix, function)(x, w, padding=1), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", (1,), [1, 0], 2])
+def test_paddings_of_every_kind(padding):
+    x, w = torch.randn(2, 64, 64, 64), torch.randn(64, 64, 3, 3)
+    torch.testing.assert_close(conv2d_gradfix.conv2d(x, w, padding=padding), functional.conv2d(x, w, padding=padding), rtol=1e-4, atol=2e-3)
+
+
 @pytest.mark.parametrize("op", ["strided_conv_down", "strided_conv_up", "strided_conv_taps"])
 def test_registered_well(op):
     x, y, w = (torch.randn(shape, requires_grad=True) for shape in ([2, 3, 9, 9], [2, 4, 4, 4], [4, 3, 3, 3]))

@@ -16,7 +16,7 @@ from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, MOVING_AUGMENTATI
 
 # What may change without making it another training: how it is computed, how long, what is written, where the data lie.
 FREE = ("num_gpus", "batch_gpu", "device", "data_loader_kwargs", "cudnn_benchmark", "checkpoint_activations", "total_kimg", "kimg_per_tick",
-        "image_snapshot_ticks", "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint", "aug")
+        "image_snapshot_ticks", "network_snapshot_ticks", "keep", "metrics", "metric_kwargs", "run_dir", "fingerprint", "aug", "camera_loss")
 FILLED = ("cfg", "gamma", "resume", "batch", "aug", "cond", "snap")     # by a recipe
 FREE_OF_DATA = ("path", "max_size")      # of training_set_kwargs: a cluster may copy the data to another place for each job
 MAX_NAME = 255                           # bytes of a file's name
@@ -164,11 +164,9 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     config.G_reg_interval, config.D_reg_interval = preset.G_reg_interval, preset.D_reg_interval
     config.loss_kwargs = dict(class_name="training.loss.StyleGAN2Loss", r1_gamma=gamma, style_mixing_prob=preset.style_mixing_prob,
                               pl_weight=preset.pl_weight)
-    if (camera_loss := camera_loss_of(options, preset)) > 0:
-        config.loss_kwargs.update(camera_weight=camera_loss)
-    if preset.camera_loss > 0 and (options.dcond, options.camera_loss) == (None, None):
-        notes.append(f"Not as published: D sees rays (--dcond={preset.dcond}) and learns to tell cameras (--camera-loss={preset.camera_loss:g}); "
-                     "--rays=published trains as the released code did.")
+    config.camera_loss = camera_loss_of(options, preset)
+    if config.camera_loss > 0:
+        config.loss_kwargs.update(camera_weight=config.camera_loss)
     config.ema_kimg = batch * 10 / 32
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
@@ -343,32 +341,52 @@ def is_state(path: str | None) -> bool:
     return path is not None and (path.endswith(".pt") or os.path.isdir(path))
 
 
-# What a network that goes on stays, where its option is not given: (network, init argument, its default, option).
-KEPT = (("G_kwargs", "use_noise", True, None), ("D_kwargs", "dcond", "pose", "dcond"), ("D_kwargs", "predicts_camera", False, "camera_loss"))
-
-
-def keep_settings(config: EasyDict, source: str, old: dict[str, dict | None], options: Options) -> list[str]:
-    """`config` with what the networks of `source` were built with, whose arguments are `old` (None: there is no such network),
-    as far as the options leave it open. Returns what to say.
+def keep_noise(config: EasyDict, source: str, old: dict | None) -> list[str]:
+    """G keeps layer noise, or does without, as `source`, which was built with the arguments `old` (None: unknown).
+    Changes `config`; returns what to say.
     """
+    before, now = (kwargs.get("use_noise", True) for kwargs in (old or {}, config.G_kwargs))
+    if before == now:
+        return []
+    config.G_kwargs["use_noise"] = before
+    return [f"{source} has {'layer noise' if before else 'no layer noise'}, which is kept."]
+
+
+def keep_camera_training(config: EasyDict, source: str, old: dict | None, options: Options, weight: float | None = None) -> list[str]:
+    """What D sees of the camera stays as in `source`, whose D was built with the arguments `old` (None: it has none),
+    unless options say otherwise. weight: of its camera loss; None: unknown, the usual one. Changes `config`; returns what to say.
+    """
+    if old is None:
+        return []
     notes = []
-    for network, name, default, option in KEPT:
-        if old.get(network) is None or (option is not None and getattr(options, option) is not None):
-            continue
-        before, now = (kwargs.get(name, default) for kwargs in (old[network], config[network]))
-        if before != now:
-            config[network][name] = before
-            flag = "" if option is None else f"; --{option.replace('_', '-')} changes it"
-            notes.append(f"{source} has {name}={before}, which is kept{flag}.")
-    if config.D_kwargs.get("dcond", "pose") == "pose":
-        for name in ("dcond", "rays"):
-            config.D_kwargs.pop(name, None)
-    elif "rays" in config.G_kwargs:
-        config.D_kwargs["rays"] = config.G_kwargs["rays"]
-    if not config.D_kwargs.get("predicts_camera"):
-        config.D_kwargs.pop("predicts_camera", None)
-        config.loss_kwargs.pop("camera_weight", None)
+    D, loss = config.D_kwargs, config.loss_kwargs
+    before, now = (kwargs.get("dcond", "pose") for kwargs in (old, D))
+    if options.dcond is None and before != now:
+        D.update(dcond=before, rays=options.rays or old.get("rays", "published"))
+        notes.append(f"{source} was trained with --dcond={before}, which is kept.")
+    if D.get("dcond", "pose") == "pose":
+        D.pop("dcond", None)
+        D.pop("rays", None)
+    if options.camera_loss is None:
+        usual = loss.get("camera_weight", 0)
+        kept = 0 if not old.get("predicts_camera") else usual if weight is None else weight
+        for kwargs, name, value in ((D, "predicts_camera", kept > 0), (loss, "camera_weight", kept)):
+            kwargs.pop(name, None)
+            kwargs.update({name: value} if kept > 0 else {})
+        config.camera_loss = kept
+        if kept != usual:
+            notes.append(f"{source} was trained with --camera-loss={kept:g}, which is kept.")
     return notes
+
+
+def describe_camera_training(config: EasyDict, options: Options, preset: Preset) -> list[str]:
+    """What a run that begins does otherwise than the released code, where nobody asked for it."""
+    ours = [f"--dcond={config.D_kwargs.get('dcond', 'pose')}"] if options.dcond is None and "dcond" in config.D_kwargs else []
+    ours += [f"--camera-loss={config.camera_loss:g}"] if options.camera_loss is None and config.camera_loss > 0 else []
+    if not preset.rays or not ours:
+        return []
+    return [f"Not as published: {' '.join(ours)}. --rays=published trains as the released code did; "
+            "--dcond=pose --camera-loss=0 does so with exact rays."]
 
 
 def keep_ray_convention(config: EasyDict, source: Any, rays_given: bool) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from dnnlib import EasyDict, UserError
 from dnnlib.util import parse_json
 from training import training_state
-from training.config import FREE, FREE_OF_DATA, Options, keep_settings
+from training.config import FREE, FREE_OF_DATA, Options, keep_camera_training, keep_noise
 from training.status import read_stats
 
 try:
@@ -26,6 +26,7 @@ except ImportError:                      # Windows: runs are not locked there
 Networks = Callable[[EasyDict], tuple[Any, Any]]        # configuration -> G and D without memory for their weights
 SHAPES = ("img_resolution", "img_channels", "label_dim")
 LOCK_PATIENCE_S = 5.0                    # for a process that is just being killed
+STARTS = ("resume_state", "resume_pkl")                  # where a run began
 MOST_CHANGES = 5                         # of a configuration that a line names
 
 
@@ -59,8 +60,9 @@ def describe_other(outdir: str, config: EasyDict, options: Options, make_network
     change an option and expect it to.
     """
     for run_dir, old in _runs(outdir):
-        if _could_go_on(run_dir, old, config, options, make_networks):
-            changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in FREE]
+        trial = _as_continued(run_dir, old, config, options, make_networks)
+        if trial is not None:
+            changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, trial) if key.split(".")[0] not in (*FREE, *STARTS)]
             more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
             return [f"Begins a new run. An earlier one, {run_dir}, is another training "
                     f"({'; '.join(changes[:MOST_CHANGES])}{more}): to go on from its state "
@@ -68,18 +70,20 @@ def describe_other(outdir: str, config: EasyDict, options: Options, make_network
     return []
 
 
-def _could_go_on(run_dir: str, old: EasyDict, config: EasyDict, options: Options, make_networks: Networks) -> bool:
-    """Has the run a state for the networks of `config`, from the same data, that has not yet seen as many images?"""
+def _as_continued(run_dir: str, old: EasyDict, config: EasyDict, options: Options, make_networks: Networks) -> EasyDict | None:
+    """`config` as it would go on from the run's state; None where that has not the networks of `config`, has other data, or
+    has seen as many images already.
+    """
     try:
         with training_state.understood(run_dir):
             if not training_state.states_of(run_dir) or _what_fits(old) != _what_fits(config):      # the rest takes longer
-                return False
+                return None
             trial = copy.deepcopy(config)
             branch_off(trial, run_dir, options)
             state = check_state(trial.resume_state, make_networks(trial), trial.resume_state)
-            return state["status"]["cur_nimg"] < config.total_kimg * 1000
+            return trial if state["status"]["cur_nimg"] < config.total_kimg * 1000 else None
     except UserError:
-        return False
+        return None
 
 
 def _what_fits(config: EasyDict) -> list[Any]:
@@ -138,12 +142,13 @@ def branch_off(config: EasyDict, path: str, options: Options) -> list[str]:
             if options.rays is not None:
                 raise UserError(f"--resume={path} --rays={now}: the networks of this state know --rays={before}; leave --rays out, or start from weights")
             config[network]["rays"] = before
-    notes += keep_settings(config, path, old, options)
+    notes += keep_noise(config, path, old.G_kwargs)
+    notes += keep_camera_training(config, path, old.D_kwargs, options, old.loss_kwargs.get("camera_weight", 0))
     config.resume_state, config.resume_pkl, config.ema_rampup = path, None, old.ema_rampup
     config.loss_kwargs.update({key: value for key, value in old.loss_kwargs.items() if key.startswith("blur")})      # what a warm start has set
     if "ada_kimg" in config and "ada_kimg" in old:
         config.ada_kimg = old.ada_kimg
-    changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in (*FREE, "resume_state", "resume_pkl")]
+    changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in (*FREE, *STARTS)]
     changed = f" Changed since then: {'; '.join(changes)}." if changes else ""
     return [*notes, f"Goes on in a new run from {path}.{changed}"]
 

@@ -55,9 +55,12 @@ def lazy_optimizer(opt_kwargs: dict, interval: int | None) -> dict:
 
 
 def _in_one_pass(opt_kwargs: dict, params: list[torch.nn.Parameter]) -> dict:
-    """On CPUs PyTorch's Adam makes some ten passes over each parameter unless it is told to make one; for small networks that is 3 per cent of a step."""
-    if opt_kwargs["class_name"] == "torch.optim.Adam" and all(p.device.type == "cpu" for p in params):
-        return dict(fused=True, **opt_kwargs)
+    """On CPUs PyTorch's Adam makes some ten passes over each parameter unless it is told to make one; for small networks
+    that is 3 per cent of a step.
+    """
+    chosen = opt_kwargs.get("fused") is not None or opt_kwargs.get("foreach") is not None
+    if not chosen and opt_kwargs["class_name"] == "torch.optim.Adam" and all(p.device.type == "cpu" for p in params):
+        return dict(opt_kwargs, fused=True)
     return opt_kwargs
 
 

@@ -180,8 +180,6 @@ def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: C
     """
     G, D = (dnnlib.util.construct_class_by_name(**kwargs).train().requires_grad_(False).to(device) for kwargs in network_kwargs(config))
     ema = GeneratorEMA(G, config.ema_kimg, config.ema_rampup)
-    if fresh and dataset is not None and getattr(D, "camera_predictor", None) is not None:
-        D.camera_predictor.fit_labels(dataset.get_label(i) for i in range(len(dataset)))
     if fresh and config.resume_pkl is not None:
         sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
         targets = dict(G=G, D=D, G_ema=ema.model)
@@ -189,6 +187,8 @@ def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: C
         check_match(reports, config.resume_pkl)
         table = [line for report in reports for line in report.lines()]
         distributed.print0("\n".join([f"Starting from {config.resume_pkl} (--ray-init={config.ray_init})", *notes, *table]))
+    if fresh and dataset is not None and getattr(D, "camera_predictor", None) is not None:
+        D.camera_predictor.fit_labels(dataset.get_label(i) for i in range(len(dataset)))
     for module in (G, D, ema.model):
         distributed.broadcast_(misc.params_and_buffers(module))
     if config.get("checkpoint_activations"):

@@ -18,8 +18,7 @@ from training.ray_conditioning import RayConditioning
 
 RAY_CHANNELS = RayConditioning.num_channels
 DESIGNED = (".up_filter", ".down_filter")               # StyleGAN3 computes these for one image size; the same shape may hold another filter
-
-EXTRA = "camera_predictor."              # D can do without: a source that lacks it fits no worse
+EXTRA = "camera_predictor."              # not counted in the share that matches: D can do without, and it learns fast
 
 
 @dataclass
@@ -80,7 +79,7 @@ def compare(target: torch.nn.Module, source: torch.nn.Module, ray_init: str = "z
         else:
             kind = "skipped" if _widened_dim(tensor, have[name]) is None else "widened"
         getattr(report, kind).append(name)
-        if name in parameters and not (kind == "new" and name.startswith(EXTRA)):
+        if name in parameters and not name.startswith(EXTRA):
             total += tensor.numel()
             matched += tensor.numel() if kind in ("copied", "widened", "grown") else 0
     wanted = {name for name, _ in misc.named_params_and_buffers(target)}

@@ -26,7 +26,9 @@ LEAST_CHANNELS = 64                     # with fewer, PyTorch's own weight gradi
 
 def takes(x: torch.Tensor, w: torch.Tensor, stride: Any, padding: Any, groups: int, transposed: bool) -> bool:
     """Is something gained over PyTorch's conv2d, or conv_transpose2d, with these arguments?"""
-    if not (isinstance(stride, int) and groups == 1 and x.device.type == "cpu" and x.dtype == w.dtype == torch.float32 and x.ndim == 4):
+    if not (isinstance(stride, int) and groups == 1 and x.device.type == "cpu" and x.dtype == w.dtype == torch.float32):
+        return False
+    if not x.ndim == w.ndim == 4 or x.shape[1] != w.shape[0 if transposed else 1] or not _is_pair(padding):     # errors are PyTorch's
         return False
     if custom_ops.mode() == "reference" or torch.is_autocast_enabled("cpu") or not registry.available():
         return False
@@ -50,6 +52,11 @@ def conv_transpose2d(y: torch.Tensor, w: torch.Tensor, stride: int, padding: int
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+def _is_pair(padding: Any) -> bool:
+    """One number, or two."""
+    return isinstance(padding, int) or (isinstance(padding, Sequence) and len(padding) == 2 and not isinstance(padding, str))
+
 
 def _pair(padding: int | Sequence[int]) -> tuple[int, int]:
     return (padding, padding) if isinstance(padding, int) else tuple(padding)
