@@ -116,7 +116,7 @@ ABOVE_ZERO = Number(min=0, min_open=True)
               "networks without rays: pose; a resumed ray network keeps its own]", type=click.Choice(["pose", "rays", "both"]))
 @click.option("--camera-loss",  help="Weight of the camera loss: D learns to tell cameras, G shows the one asked for; 0: off  [default: 5 with rays; --recipe, "
               "--rays=published and networks without rays: 0; a resumed ray network keeps its own]", type=Number(min=0))
-@click.option("--ray-init",     help="New weights of a network resumed without rays, or of smaller images; zero: its images come first",
+@click.option("--ray-init",     help="New weights of a network resumed without rays, or of smaller images; zero: the first images are its own",
               type=click.Choice(["zero", "random"]), default="zero")
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",
               type=click.Choice(["strict", "off"]), default="strict")

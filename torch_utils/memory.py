@@ -27,9 +27,10 @@ def keep_freed() -> None:
 
 @contextlib.contextmanager
 def settled_objects() -> Iterator[None]:
-    """Inside, Python's search for cycles leaves out all objects made before, thousands of which the imported modules alone are.
+    """Inside, Python's garbage collector looks at new objects only.
 
-    For loops that make many short-lived objects: 5 per cent of a small network's training step went into that search.
+    For loops that make many short-lived objects: 5 per cent of a small network's training step went into looking through
+    the old ones, of which the imported modules alone hold many thousands.
     """
     gc.collect()
     gc.freeze()

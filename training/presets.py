@@ -69,7 +69,7 @@ PRESETS: Mapping[str, Preset] = {
     "raycond2":         _RAYCOND2,
     "raycond3-t":       _RAYCOND3,
     "raycond3-r":       replace(_RAYCOND3, **_ROTATION),
-    # For two CPU cores and 32 or 64 px: the demo, the shipped heads, and what they are compared with.
+    # For two CPU cores and 32 or 64 px: the demo and its heads, and what they are compared with.
     "stylegan2-tiny":   replace(_STYLEGAN2, **_TINY),
     "raycond2-tiny":    replace(_RAYCOND2, **_TINY),
 }

@@ -27,7 +27,7 @@ class TransferReport:
 
     network: str
     copied: list[str] = field(default_factory=list)     # same name, same shape
-    widened: list[str] = field(default_factory=list)    # with the ray channels more
+    widened: list[str] = field(default_factory=list)    # and the ray channels added
     grown: list[str] = field(default_factory=list)      # of new blocks that begin by resampling
     new: list[str] = field(default_factory=list)        # the source has no such name
     skipped: list[str] = field(default_factory=list)    # the source's does not fit
