@@ -147,6 +147,9 @@ class FullyConnectedLayer(nn.Module):
 
     @misc.own_precision
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.bias is not None and x.ndim == 2 and x.dtype == self.weight.dtype == self.bias.dtype:
+            x = torch.addmm(self.bias, x, self.weight.t(), beta=self.bias_gain, alpha=self.weight_gain)      # both gains at no cost
+            return x if self.activation == "linear" else bias_act.bias_act(x, act=self.activation)
         w = (self.weight * self.weight_gain).to(x.dtype)
         b = None if self.bias is None else (self.bias * self.bias_gain if self.bias_gain != 1 else self.bias).to(x.dtype)
         if self.activation == "linear":
