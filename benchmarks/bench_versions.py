@@ -12,6 +12,7 @@ G; random images stand for the data. The speedup is the median of the rounds' ra
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -24,18 +25,18 @@ from timing import ROOT, examples
 
 # Runs in either version, so it uses what both have. A line in: the number of a step to train. A line out: CPU seconds.
 WORKER = """
-import contextlib, sys, time
-root, cfg, resolution, batch, threads, dcond, path_length = sys.argv[1:]
+import contextlib, json, sys, time
+from dataclasses import fields, replace
+root, cfg, resolution, batch, threads, wanted = sys.argv[1:]
 sys.path[:0] = [root, root + "/benchmarks"]
 import torch
 from timing import prepare
 device = prepare("cpu", int(threads))
+from training import presets
 from training_step import TrainingStep
-from training.phases import make_phases
-step = TrainingStep(cfg, int(resolution), int(batch), device, **(dict(dcond=dcond) if dcond else {}))
-if path_length == "0":
-    step.stepper.loss.pl_weight = 0
-    step.stepper.phases = make_phases(step.G, step.D, step.config.G_opt_kwargs, step.config.D_opt_kwargs, None, step.config.D_reg_interval)
+known = {field.name for field in fields(presets.Preset)}
+presets.PRESETS[cfg] = replace(presets.PRESETS[cfg], **{name: value for name, value in json.loads(wanted).items() if name in known})
+step = TrainingStep(cfg, int(resolution), int(batch), device)
 from torch_utils import memory
 settled = getattr(memory, "settled_objects", contextlib.nullcontext)()      # as the training loop, where it does
 settled.__enter__()
@@ -78,14 +79,16 @@ class Version:
 @click.option("--cfg", default="raycond2-tiny", show_default=True)
 @click.option("--resolution", default=32, show_default=True, help="Of the images [px]")
 @click.option("--batch", default=16, show_default=True, help="Images in a step")
-@click.option("--dcond", help="How D learns the camera  [default: as the preset]")
-@click.option("--path-length/--no-path-length", default=True, help="Without: main loss of G alone  [default: as the preset]")
+@click.option("--dcond", type=click.Choice(["pose", "rays", "both"]), default="both", show_default=True, help="How D learns the camera")
+@click.option("--path-length/--no-path-length", default=True, show_default=True, help="With path length regularisation every 4 steps?")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of each version")
 @click.option("--rounds", default=12, show_default=True, help="Each trains both versions")
 @click.option("--csv", "csv_path", help="Append the result to this file", metavar="FILE")
-def main(before: str, cfg: str, resolution: int, batch: int, dcond: str | None, path_length: bool, threads: int, rounds: int, csv_path: str | None) -> None:
-    """Compare training in the folder BEFORE with training in this one."""
-    settings = cfg, resolution, batch, threads, dcond or "", int(path_length)
+def main(before: str, cfg: str, resolution: int, batch: int, dcond: str, path_length: bool, threads: int, rounds: int, csv_path: str | None) -> None:
+    """Compare training in the folder BEFORE with training in this one. Both train the same: presets differ between versions."""
+    same = dict(dcond=dcond, camera_loss=0.0, pl_weight=2.0 if path_length else 0.0, G_reg_interval=4 if path_length else None,
+                synthesis_kwargs=[["fused_modconv_default", "inference_only"]])
+    settings = cfg, resolution, batch, threads, json.dumps(same)
     versions = [Version(Path(before).resolve(), *settings), Version(ROOT, *settings)]
     period = versions[0].period
     for version in versions:
@@ -102,7 +105,7 @@ def main(before: str, cfg: str, resolution: int, batch: int, dcond: str | None, 
         version.close()
     images = period * batch
     ratios = sorted(old / new for old, new in times)
-    row = dict(network=cfg, resolution=resolution, batch=batch, dcond=dcond or "preset", path_length=path_length, threads=threads, rounds=rounds,
+    row = dict(network=cfg, resolution=resolution, batch=batch, dcond=dcond, path_length=path_length, threads=threads, rounds=rounds,
                before_images_per_s=f"{images / statistics.median(old for old, _ in times):.1f}",
                after_images_per_s=f"{images / statistics.median(new for _, new in times):.1f}",
                speedup=f"{statistics.median(ratios):.3f}", least=f"{ratios[0]:.3f}", most=f"{ratios[-1]:.3f}")
