@@ -112,10 +112,10 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
 @click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
-@click.option("--dcond",        help="How D learns the camera: the label, rays in its image, both  [default: both with rays; --recipe, --rays=published and "
-              "networks without rays: pose; a resumed ray network keeps its own]", type=click.Choice(["pose", "rays", "both"]))
-@click.option("--camera-loss",  help="Weight of the camera loss: D learns to tell cameras, G shows the one asked for; 0: off  [default: 5 with rays; --recipe, "
-              "--rays=published and networks without rays: 0; a resumed ray network keeps its own]", type=Number(min=0))
+@click.option("--dcond",        help="How D learns the camera: the label, rays in its image, both  [default: both for new networks with rays; "
+              "others pose, as published; a resumed ray network keeps its own]", type=click.Choice(["pose", "rays", "both"]))
+@click.option("--camera-loss",  help="Weight of the camera loss: D learns to tell cameras, G shows the one asked for; 0: off  [default: 5 for new "
+              "networks with rays; others 0, as published; a resumed ray network keeps its own]", type=Number(min=0))
 @click.option("--ray-init",     help="New weights of a network resumed without rays, or of smaller images; zero: the first images are its own",
               type=click.Choice(["zero", "random"]), default="zero")
 @click.option("--camera-check", help="Judge the cameras' geometry before training; off where cameras look outward on purpose",

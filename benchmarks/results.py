@@ -38,9 +38,7 @@ def append_rows(path: str, rows: list[dict[str, Any]]) -> None:
 def circumstances() -> dict[str, str]:
     """Machine, versions, date, commit and command."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_FOLDER, capture_output=True, text=True).stdout.strip()
-    module = sys.modules["__main__"].__spec__
-    script = ["-m", module.name] if module is not None else [os.path.join("benchmarks", os.path.basename(sys.argv[0]))]
-    command = shlex.join(["python", *script, *sys.argv[1:]])
+    command = shlex.join(["python", os.path.join("benchmarks", os.path.basename(sys.argv[0])), *sys.argv[1:]])
     return dict(machine=f"{_cpu()}, {os.cpu_count()} cores", torch=torch.__version__, date=datetime.date.today().isoformat(), commit=commit, command=command)
 
 

@@ -137,7 +137,7 @@ def pose_error_deg(network: str, regressor: str) -> float:
     angles = []
     for _ in range(JUDGED // BATCH):
         c = examples[torch.randint(len(examples), [BATCH], generator=draw)]
-        images = to_uint8(G(torch.randn([BATCH, G.z_dim], generator=draw), c))
+        images = to_uint8(G(torch.randn([BATCH, G.z_dim], generator=draw, dtype=torch.float32), c))
         angles.append(angles_deg(detector(images).numpy(), viewing_directions(c).numpy()))
     return float(np.concatenate(angles).mean())
 

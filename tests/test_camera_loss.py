@@ -170,6 +170,7 @@ PUBLISHED = ("pose", False, 0)
     (["--cfg=raycond2", "--rays=published"], PUBLISHED),
     (["--recipe=raycond2-cars"], PUBLISHED),
     (["--recipe=raycond2-cars", "--camera-loss=1"], ("pose", True, 1)),
+    (["--cfg=raycond2", "--resume=none"], ("both", True, 5)),
     (["--cfg=stylegan2", "--cond=1"], PUBLISHED),
     (["--cfg=stylegan2", "--cond=1", "--camera-loss=1"], ("pose", True, 1)),
 ])
@@ -226,6 +227,7 @@ def test_what_goes_on_stays_as_it_was(source, published_run, camera_zip, tmp_pat
     if source:
         assert plan(camera_zip, tmp_path, *common, "--camera-loss=1") == ("pose", True, 1)
         assert plan(camera_zip, tmp_path, *common, "--dcond=both") == ("both", False, 0)
+        assert plan(camera_zip, tmp_path, *common, "--dcond=rays", "--camera-loss=0") == ("rays", False, 0)
     else:
         assert_refused(train.main, f"--outdir={tmp_path}", f"--data={camera_zip}", "-n", *common, "--camera-loss=1", says=["--resume=", "camera_predictor"])
 
@@ -266,6 +268,14 @@ def test_a_state_goes_on_with_its_own_training(args, resumed, expected, camera_z
     code, output = run_train(f"--outdir={tmp_path / 'b'}", "--kimg=0.016", *common, *resumed, f"--resume={folder}")
     assert code == 0, output
     assert state_settings(options_of(output)) == expected and "Not as published: --camera" not in output
+
+
+def test_a_network_that_learned_cameras_goes_on_learning_them(camera_zip, tmp_path):
+    common = [f"--data={camera_zip}", *SMALL_RUN, "--kimg=0.008", "--cfg=raycond2"]
+    assert run_train(f"--outdir={tmp_path / 'a'}", *common)[0] == 0
+    network = next((tmp_path / "a").glob("*/network-snapshot-*.pkl"))
+    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}") == ("both", True, 5)
+    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}", "--camera-loss=0") == ("both", False, 0)
 
 
 def test_sources_without_rays_keep_their_noise(camera_zip, tmp_path):

@@ -554,7 +554,7 @@ def test_a_changed_option_is_said(copied, camera_zip):
     assert code == 0 and "Continues the run" in output and "new run" not in output
 
 
-@pytest.mark.parametrize("options", [["--cfg=stylegan2"], ["--cmax=8"], ["--rays=published"], ["--kimg=0.016"], ["--dcond=both"], ["other data"]])
+@pytest.mark.parametrize("options", [["--cfg=stylegan2"], ["--cmax=8"], ["--rays=published"], ["--kimg=0.016"], ["--dcond=pose"], ["other data"]])
 def test_a_run_that_could_not_go_on_is_not_suggested(options, copied, camera_zip, tmp_path):
     data = camera_zip
     if options == ["other data"]:

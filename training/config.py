@@ -126,8 +126,12 @@ def preset_of(options: Options) -> Preset:
     if options.cfg is None:
         raise UserError(f"--cfg is missing; choose one of {', '.join(PRESETS)} (or a --recipe)")
     preset = lookup(PRESETS, options.cfg, "--cfg")
-    published = options.recipe is not None or options.rays == "published"
+    published = options.recipe is not None or options.rays == "published" or starts_from_network(options)
     return replace(preset, **PUBLISHED) if published else preset
+
+
+def starts_from_network(options: Options) -> bool:
+    return options.resume is not None and not is_state(options.resume)
 
 
 def dcond_of(options: Options, preset: Preset) -> str:
@@ -153,7 +157,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     _check_data(options, preset, data, notes)
     batch, batch_gpu = _check_batch(options, preset)
     gamma = _gamma(options, preset, data.resolution, batch, notes)
-    warm_start = options.resume is not None and not is_state(options.resume)
+    warm_start = starts_from_network(options)
 
     config = EasyDict(num_gpus=options.gpus, batch_size=batch, batch_gpu=batch_gpu, random_seed=options.seed)
     config.G_kwargs, config.D_kwargs = _network_kwargs(options, preset)
@@ -369,7 +373,8 @@ def keep_camera_training(config: EasyDict, source: str, old: dict | None, option
         D.pop("rays", None)
     if options.camera_loss is None:
         usual = loss.get("camera_weight", 0)
-        kept = 0 if not old.get("predicts_camera") else usual if weight is None else weight
+        unsaid = PRESETS[options.cfg].camera_loss if weight is None else weight
+        kept = unsaid if old.get("predicts_camera") else 0
         for kwargs, name, value in ((D, "predicts_camera", kept > 0), (loss, "camera_weight", kept)):
             kwargs.pop(name, None)
             kwargs.update({name: value} if kept > 0 else {})
@@ -385,8 +390,8 @@ def describe_camera_training(config: EasyDict, options: Options, preset: Preset)
     ours += [f"--camera-loss={config.camera_loss:g}"] if options.camera_loss is None and config.camera_loss > 0 else []
     if not preset.rays or not ours:
         return []
-    return [f"Not as published: {' '.join(ours)}. --rays=published trains as the released code did; "
-            "--dcond=pose --camera-loss=0 does so with exact rays."]
+    return [f"Not as published: {' '.join(ours)}. --rays=published trains as the released code did, --dcond=pose "
+            "--camera-loss=0 does so with exact rays."]
 
 
 def keep_ray_convention(config: EasyDict, source: Any, rays_given: bool) -> list[str]:

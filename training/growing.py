@@ -66,7 +66,7 @@ class Growth:
         """
         fromrgb = self.top.fromrgb
         channels = self._channels_read()
-        image = torch.eye(channels)
+        image = torch.eye(channels, dtype=torch.float32)
         lrelu = activation_funcs["lrelu"]
         carry = torch.cat([image, -image]) / lrelu.def_gain                 # image -> pairs
         read = torch.cat([image, -image], dim=1) / (1 + lrelu.def_alpha)    # pairs -> image

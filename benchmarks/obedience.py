@@ -1,8 +1,8 @@
 """How well does a network obey its camera? The runs that docs/experiments.md compares, trained and judged.
 
-    python -m experiments.obedience --dir=obedience                  # everything: hours
-    python -m experiments.obedience --dir=obedience --only=pose,both --seeds=0 --kimg=20
-    python -m experiments.obedience --dir=obedience --table           # what has been measured so far, in Markdown
+    python benchmarks/obedience.py --dir=obedience                  # everything: hours
+    python benchmarks/obedience.py --dir=obedience --only=pose,both --seeds=0 --kimg=20
+    python benchmarks/obedience.py --dir=obedience --table           # what has been measured so far, in Markdown
 
 The same command again goes on where the last one was cut off. What is measured goes to obedience.csv beside this file, a
 row per run, seed and snapshot.
@@ -26,8 +26,8 @@ import click
 import numpy as np
 import torch
 from PIL import Image
+from results import append_rows, circumstances
 
-from benchmarks.results import append_rows, circumstances
 from dnnlib import UserError, cli
 from dnnlib.util import run_program
 

@@ -1,6 +1,6 @@
 """Asked for and seen: yaw and pitch of networks' images against those of the camera, as a figure for the README.
 
-    python -m experiments.figure --pose-regressor=obedience/pose-heads-32.pt --dest=docs/images/heads-obedience.png \\
+    python benchmarks/obedience_figure.py --pose-regressor=obedience/pose-heads-32.pt --dest=docs/images/heads-obedience.png \\
         "this network=checkpoints/raycond2-heads-64x64.pkl" "published recipe=obedience/runs/pose-seed0/.../network-snapshot-000060.pkl"
 """
 
