@@ -59,7 +59,8 @@ def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, load_networ
         print(f"{config.total_kimg - status.cur_nimg / 1000:g} kimg to go.\n")
 
     batches = iterate_batches(dataset, config, rank, device, start=status.cur_nimg)
-    with contextlib.closing(status), memory.settled_objects():
+    # Left to the garbage collector, the loader's workers can outlive the loop and keep the process from ending.
+    with contextlib.closing(batches), contextlib.closing(status), memory.settled_objects():
         saved = state is not None                           # this very step?
         while True:
             if status.tick_ended:
