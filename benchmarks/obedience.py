@@ -5,7 +5,7 @@
     python benchmarks/obedience.py --dir=obedience --table           # what has been measured so far, in Markdown
 
 The same command again goes on where the last one was cut off. What is measured goes to obedience.csv beside this file, a
-row per run, seed and snapshot.
+row per run, seed and length.
 """
 
 from __future__ import annotations
@@ -80,18 +80,14 @@ RUNS = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Data and the networks that judge.
 
-@dataclass(frozen=True)
 class Files:
     """What all runs share, in the folder of the experiment."""
 
-    folder: str
-
-    def __getattr__(self, name: str) -> str:
-        names = dict(data="heads-32.zip", views="heads-mv-32.zip", pose="pose-heads-32.pt", scenes="scenes-heads-32.pt", features="features-heads-32.pt",
-                     means="means-heads-32.npy")
-        if name not in names:
-            raise AttributeError(name)
-        return os.path.join(self.folder, names[name])
+    def __init__(self, folder: str):
+        self.folder = folder
+        self.data, self.views = (os.path.join(folder, name) for name in ("heads-32.zip", "heads-mv-32.zip"))
+        self.pose, self.scenes, self.features = (os.path.join(folder, f"{name}-heads-32.pt") for name in ("pose", "scenes", "features"))
+        self.means = os.path.join(folder, "means-heads-32.npy")
 
 
 def prepare(files: Files) -> None:

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import options_of
 from torch.nn import functional
 
 ROOT = Path(__file__).parents[1]
@@ -203,3 +205,22 @@ def test_a_generators_convolutions_are_those_that_it_runs(benchmarks):
             mine = {part.w[2:]: n for part, n in parts.items() if part.x == conv.y and part.w[:2] == (conv.w[1], conv.w[0])}
             assert mine == {(a, b): count for a in (1, 2) for b in (1, 2)}, (cfg, conv)
         assert sum(parts.values()) == 4 * sum(by_parts.values()), cfg
+
+
+def test_every_run_of_the_obedience_matrix_can_be_trained(benchmarks, camera_zip, tmp_path, monkeypatch):
+    """Its options are train.py's, its fields the preset's, and no two rows are the same training."""
+    import obedience
+
+    import train
+    from training import presets
+    prints = {}
+    for name, row in obedience.RUNS.items():
+        assert "," not in name, "--only splits at commas"
+        cfg = row.options.split()[0].removeprefix("--cfg=")
+        options = [f"--outdir={tmp_path}", f"--data={camera_zip}", "-n", *obedience.COMMON.split(), *row.options.split()]
+        with monkeypatch.context() as patch:
+            patch.setitem(presets.PRESETS, cfg, replace(presets.PRESETS[cfg], **row.fields))
+            result = CliRunner().invoke(train.main, options)
+        assert result.exit_code == 0, (name, result.output)
+        prints[options_of(result.output)["fingerprint"]] = name
+    assert len(prints) == len(obedience.RUNS), prints

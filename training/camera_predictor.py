@@ -1,7 +1,7 @@
-"""A network that tells the camera of an image. D learns it from real images; G is rewarded for showing the camera asked for.
+"""A network that tells the camera of an image. It learns from real images; G is rewarded for showing the camera asked for.
 
-Auxiliary tasks of D go back to Odena et al. 2017 (AC-GAN); here the task is a regression, it learns from real images
-alone, and it has a network of its own. So it sees no rays, which would give the answer away, and leaves D's features alone.
+Auxiliary tasks of D go back to Odena et al. 2017 (AC-GAN). Here the task is a regression with a network of its own, which
+sees no rays: they would give the answer away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.layers import FullyConnectedLayer, computing_dtype
 FINAL_SIZE = 4                           # pixels per side where the convolutions end
 GROUP = 16                               # channels that are normalised together
 SLOPE = 0.2                              # of the leaky ReLU
-LR_MULTIPLIER = 3                        # as fast as it learns without harm at D's rate: G waits for it
+LR_MULTIPLIER = 3                        # faster than D's layers: G learns no camera before it can tell one
 MIN_SPREAD = 1e-4                        # standard deviation below which a number of the label counts as constant
 
 
@@ -64,7 +64,7 @@ class CameraPredictor(nn.Module):
 
     @misc.own_precision
     def forward(self, img: torch.Tensor) -> torch.Tensor:
-        """img: [N, C, H, W]. Returns (label - mean) / deviation, [N, c_dim]; what it says about constants means nothing."""
+        """img: [N, C, H, W]. Returns (label - mean) / deviation, [N, c_dim]; its numbers for constants of the label mean nothing."""
         x = img.to(computing_dtype(self.out.weight))
         if x.shape[2] > self.size:
             x = nn.functional.avg_pool2d(x, x.shape[2] // self.size)

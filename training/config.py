@@ -225,7 +225,7 @@ def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[st
     if dcond != "pose" and not data.has_camera_labels:
         raise UserError(f"--dcond={dcond}: rays in the discriminator need camera labels (--cond=1 and 25 numbers per image)")
     if options.camera_loss and not data.has_camera_labels:
-        raise UserError(f"--camera-loss={options.camera_loss:g}: D learns to tell cameras, and there are no camera labels (--cond=1 and 25 numbers per image)")
+        raise UserError(f"--camera-loss={options.camera_loss:g}: the camera loss needs camera labels (--cond=1 and 25 numbers per image)")
     if options.rays is not None and not preset.rays and dcond == "pose":
         raise UserError(f"--rays={options.rays}: --cfg={options.cfg} has no rays; use --cfg=raycond2 or leave --rays out")
 
@@ -358,7 +358,8 @@ def keep_noise(config: EasyDict, source: str, old: dict | None) -> list[str]:
 
 def keep_camera_training(config: EasyDict, source: str, old: dict | None, options: Options, weight: float | None = None) -> list[str]:
     """What D sees of the camera stays as in `source`, whose D was built with the arguments `old` (None: it has none),
-    unless options say otherwise. weight: of its camera loss; None: unknown, the usual one. Changes `config`; returns what to say.
+    unless options say otherwise. weight: of its camera loss; None: unknown, so the preset's counts. Changes `config`;
+    returns what to say.
     """
     if old is None:
         return []
