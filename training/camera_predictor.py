@@ -1,7 +1,7 @@
-"""A network that tells the camera of an image. It learns from real images; G is rewarded for showing the camera asked for.
+"""A network that tells the camera of an image. It learns from real images; G is rewarded for the camera asked for.
 
-Auxiliary tasks of D go back to Odena et al. 2017 (AC-GAN). Here the task is a regression with a network of its own, which
-sees no rays: they would give the answer away.
+Auxiliary tasks of D go back to Odena et al. 2017 (AC-GAN). Here the task is a regression with a network of its own,
+which sees no rays: they would give the answer away.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class CameraPredictor(nn.Module):
             self.layers.append(_Layer(before, after, stride=2))
             if size <= 16:
                 self.layers.append(_Layer(after, after, stride=1))
-        self.fc = FullyConnectedLayer(channels[-1] * FINAL_SIZE ** 2, features, activation="lrelu", lr_multiplier=LR_MULTIPLIER)
+        self.fc = FullyConnectedLayer(channels[-1] * FINAL_SIZE ** 2, features, activation="lrelu",
+                                      lr_multiplier=LR_MULTIPLIER)
         self.out = FullyConnectedLayer(features, c_dim, lr_multiplier=LR_MULTIPLIER, weight_init=0.1)
         self.register_buffer("label_mean", torch.zeros([c_dim], dtype=torch.float32))
         self.register_buffer("label_scale", torch.ones([c_dim], dtype=torch.float32))     # 1 / deviation; 0: constant
@@ -64,7 +65,7 @@ class CameraPredictor(nn.Module):
 
     @misc.own_precision
     def forward(self, img: torch.Tensor) -> torch.Tensor:
-        """img: [N, C, H, W]. Returns (label - mean) / deviation, [N, c_dim]; its numbers for constants of the label mean nothing."""
+        """img: [N, C, H, W]. Returns (label - mean) / deviation, [N, c_dim]; numbers for constants mean nothing."""
         x = img.to(computing_dtype(self.out.weight))
         if x.shape[2] > self.size:
             x = nn.functional.avg_pool2d(x, x.shape[2] // self.size)
@@ -93,6 +94,7 @@ class _Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = conv2d_gradfix.conv2d(x, self.weight.to(x.dtype) * self.weight_gain, stride=self.stride, padding=1)
-        y = nn.functional.group_norm(y, max(y.shape[1] // GROUP, 1), self.norm_weight.to(x.dtype), self.norm_bias.to(x.dtype))
+        groups = max(y.shape[1] // GROUP, 1)
+        y = nn.functional.group_norm(y, groups, self.norm_weight.to(x.dtype), self.norm_bias.to(x.dtype))
         y = nn.functional.leaky_relu(y, SLOPE)
         return (x + y) * math.sqrt(0.5) if self.residual else y
