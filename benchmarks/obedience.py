@@ -114,10 +114,13 @@ class Features(torch.nn.Module):
     def __init__(self, pose: torch.nn.Module, scenes: torch.nn.Module):
         super().__init__()
         self.pose, self.scenes = pose, scenes
+        self.resolution = RESOLUTION
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # Both networks are made for images of RESOLUTION pixels; larger ones are reduced by area means.
-        images = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32), [RESOLUTION, RESOLUTION]) / 127.5 - 1.0
+    def forward(self, images: torch.Tensor, return_features: bool = True) -> torch.Tensor:
+        # Called as the published Inception detector is. Both networks are made for RESOLUTION pixels; larger images are
+        # reduced by area means.
+        size = [self.resolution, self.resolution]
+        images = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32), size) / 127.5 - 1.0
         a, b = self.pose.features(images), self.scenes.features(images)     # [N, 128, 4, 4]
         return torch.cat([a.mean([2, 3]), a.amax([2, 3]), b.mean([2, 3]), b.amax([2, 3])], dim=1)
 
