@@ -62,18 +62,14 @@ RUNS = {
     "pose":                 Run(f"{TINY} --dcond=pose --camera-loss=0", **THREE),
     "both":                 Run(f"{TINY} --dcond=both --camera-loss=0", **THREE),
     "label":                Run("--cfg=stylegan2-tiny --cond=1", **THREE),
-    "default with published rays": Run(f"{TINY} --rays=published --dcond=both --camera-loss=5", kimg=60),
+    "default with published rays": Run(f"{TINY} --rays=published --dcond=both --camera-loss=2", kimg=60),
     "pose with published rays": Run(f"{TINY} --rays=published", kimg=60),
     # What led there: one thing changed at a time.
-    "camera loss 1":        Run(f"{TINY} --camera-loss=1"),
-    "camera loss 15":       Run(f"{TINY} --camera-loss=15"),
-    "D sees the label only": Run(f"{TINY} --dcond=pose"),
-    "D sees the rays only": Run(f"{TINY} --dcond=rays"),
-    "gamma 0.0128":         Run(f"{TINY} --gamma=auto"),
-    "gamma 0.2":            Run(f"{TINY} --gamma=0.2"),
-    "learning rate 0.002":  Run(f"{TINY} --glr=0.002 --dlr=0.002"),
-    "layer noise":          Run(TINY, fields=NOISE),
-    "path length":          Run(TINY, fields=dict(pl_weight=2.0, G_reg_interval=4)),
+    "camera loss from the start": Run(TINY, kimg=60, fields=dict(camera_start_kimg=0)),
+    "camera loss 5":        Run(f"{TINY} --camera-loss=5", kimg=60),
+    "D sees the label only": Run(f"{TINY} --dcond=pose --camera-loss=2", kimg=60),
+    "layer noise":          Run(TINY, kimg=60, fields=NOISE),
+    "path length":          Run(TINY, kimg=60, fields=dict(pl_weight=2.0, G_reg_interval=4)),
 }
 
 

@@ -36,7 +36,7 @@ def labels(count, seed=0):
     return torch.tensor(camera_labels(count, seed), dtype=torch.float32)
 
 
-def gradients(phase, D, G=None, camera_weight=0.0):
+def gradients(phase, D, G=None, cur_nimg=0, **loss):
     """What one phase leaves in the networks that train in it."""
     G = make_G() if G is None else G
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2)).clamp(-1, 1)
@@ -44,8 +44,8 @@ def gradients(phase, D, G=None, camera_weight=0.0):
     for module in (G, D):
         module.requires_grad_(module is trained)
     torch.manual_seed(3)
-    StyleGAN2Loss("cpu", G, D, r1_gamma=1, camera_weight=camera_weight).accumulate_gradients(
-        phase, images, labels(4), torch.randn(4, 8), labels(4, seed=5), gain=1, cur_nimg=0)
+    StyleGAN2Loss("cpu", G, D, r1_gamma=1, **loss).accumulate_gradients(
+        phase, images, labels(4), torch.randn(4, 8), labels(4, seed=5), gain=1, cur_nimg=cur_nimg)
     return {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}
 
 
@@ -149,6 +149,15 @@ def test_g_is_rewarded_for_the_camera_asked_for():
         assert D.camera_predictor.error(G(z, c), c).mean() < error
 
 
+def test_g_meets_it_after_its_start_and_d_at_once():
+    D = make_D(predicts_camera=True)
+    D.camera_predictor.fit_labels(labels(50).numpy())
+    late = dict(camera_weight=2, camera_start_kimg=0.1)
+    for phase, nimg, like in (("Gmain", 99, {}), ("Gmain", 100, dict(camera_weight=2)), ("Dmain", 0, dict(camera_weight=2))):
+        found, expected = gradients(phase, D, cur_nimg=nimg, **late), gradients(phase, D, **like)
+        assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected), (phase, nimg)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command.
 
@@ -163,14 +172,14 @@ PUBLISHED = ("pose", False, 0)
 
 
 @pytest.mark.parametrize("args, expected", [
-    (["--cfg=raycond2"], ("both", True, 5)),
-    (["--cfg=raycond2-tiny"], ("both", True, 5)),
+    (["--cfg=raycond2"], ("both", True, 2)),
+    (["--cfg=raycond2-tiny"], ("both", True, 2)),
     (["--cfg=raycond3-t", "--camera-loss=0.5", "--dcond=pose"], ("pose", True, 0.5)),
     (["--cfg=raycond2", "--camera-loss=0", "--dcond=pose"], PUBLISHED),
     (["--cfg=raycond2", "--rays=published"], PUBLISHED),
     (["--recipe=raycond2-cars"], PUBLISHED),
     (["--recipe=raycond2-cars", "--camera-loss=1"], ("pose", True, 1)),
-    (["--cfg=raycond2", "--resume=none"], ("both", True, 5)),
+    (["--cfg=raycond2", "--resume=none"], ("both", True, 2)),
     (["--cfg=stylegan2", "--cond=1"], PUBLISHED),
     (["--cfg=stylegan2", "--cond=1", "--camera-loss=1"], ("pose", True, 1)),
 ])
@@ -241,7 +250,7 @@ def test_the_command_of_before_continues_its_run(dcond, published_run, camera_zi
     assert "camera_weight" not in options_of(output)["loss_kwargs"] and "before there was a camera loss" in output
     assert "Not as published" not in output
     code, output = run_train(*command, "--new")
-    assert code == 0 and options_of(output)["loss_kwargs"]["camera_weight"] == 5 and "Not as published" in output
+    assert code == 0 and options_of(output)["loss_kwargs"]["camera_weight"] == 2 and "Not as published" in output
 
 
 def test_a_baseline_of_today_is_another_run(camera_zip, tmp_path):
@@ -274,7 +283,7 @@ def test_a_network_that_learned_cameras_goes_on_learning_them(camera_zip, tmp_pa
     common = [f"--data={camera_zip}", *SMALL_RUN, "--kimg=0.008", "--cfg=raycond2"]
     assert run_train(f"--outdir={tmp_path / 'a'}", *common)[0] == 0
     network = next((tmp_path / "a").glob("*/network-snapshot-*.pkl"))
-    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}") == ("both", True, 5)
+    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}") == ("both", True, 2)
     assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}", "--camera-loss=0") == ("both", False, 0)
 
 

@@ -170,7 +170,7 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
                               pl_weight=preset.pl_weight)
     config.camera_loss = camera_loss_of(options, preset)
     if config.camera_loss > 0:
-        config.loss_kwargs.update(camera_weight=config.camera_loss)
+        config.loss_kwargs.update(camera_weight=config.camera_loss, camera_start_kimg=preset.camera_start_kimg)
     config.ema_kimg = batch * 10 / 32
     config.ema_rampup = 0.05
     if preset.blur_init_sigma > 0:
@@ -181,6 +181,8 @@ def build_config(options: Options, preset: Preset, data: DataInfo) -> Plan:
     if warm_start:
         config.ema_rampup = None
         config.loss_kwargs.update(blur_init_sigma=0, blur_fade_kimg=0)
+        if config.camera_loss > 0:
+            config.loss_kwargs.update(camera_start_kimg=0)
 
     config.training_set_kwargs = dict(data.kwargs)
     config.img_resolution, config.img_channels, config.label_dim = data.resolution, data.num_channels, data.label_dim
@@ -376,9 +378,12 @@ def keep_camera_training(config: EasyDict, source: str, old: dict | None, option
         usual = loss.get("camera_weight", 0)
         unsaid = PRESETS[options.cfg].camera_loss if weight is None else weight
         kept = unsaid if old.get("predicts_camera") else 0
-        for kwargs, name, value in ((D, "predicts_camera", kept > 0), (loss, "camera_weight", kept)):
-            kwargs.pop(name, None)
-            kwargs.update({name: value} if kept > 0 else {})
+        if kept > 0:
+            D.update(predicts_camera=True)
+            loss.update(camera_weight=kept, camera_start_kimg=loss.get("camera_start_kimg", 0))
+        else:
+            for kwargs, name in ((D, "predicts_camera"), (loss, "camera_weight"), (loss, "camera_start_kimg")):
+                kwargs.pop(name, None)
         config.camera_loss = kept
         if kept != usual:
             notes.append(f"{source} was trained with --camera-loss={kept:g}, which is kept.")

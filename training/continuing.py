@@ -146,6 +146,8 @@ def branch_off(config: EasyDict, path: str, options: Options) -> list[str]:
     notes += keep_camera_training(config, path, old.D_kwargs, options, old.loss_kwargs.get("camera_weight", 0))
     config.resume_state, config.resume_pkl, config.ema_rampup = path, None, old.ema_rampup
     config.loss_kwargs.update({key: value for key, value in old.loss_kwargs.items() if key.startswith("blur")})      # what a warm start has set
+    if config.camera_loss > 0:
+        config.loss_kwargs.update(camera_start_kimg=old.loss_kwargs.get("camera_start_kimg", 0))
     if "ada_kimg" in config and "ada_kimg" in old:
         config.ada_kimg = old.ada_kimg
     changes = [f"{key} {before} -> {now}" for key, before, now in _differences(old, config) if key.split(".")[0] not in (*FREE, *STARTS)]

@@ -61,6 +61,7 @@ class StyleGAN2Loss(Loss):
         blur_init_sigma:    float           = 0,        # D first sees images blurred by this sigma [pixels] ...
         blur_fade_kimg:     float           = 0,        # ... which falls to 0 over so many thousand images.
         camera_weight:      float           = 0,        # Weight of the camera loss in G's, for a D that predicts cameras; 0: off.
+        camera_start_kimg:  float           = 0,        # It counts for G after so many thousand images: first heads, then turns.
     ):
         self.device = device
         self.G, self.D = G, D
@@ -74,6 +75,7 @@ class StyleGAN2Loss(Loss):
         self.blur_init_sigma = blur_init_sigma
         self.blur_fade_kimg = blur_fade_kimg
         self.camera_weight = camera_weight
+        self.camera_start_kimg = camera_start_kimg
 
     # -- Networks as the loss sees them -----------------------------------------------------------------------------
 
@@ -115,7 +117,7 @@ class StyleGAN2Loss(Loss):
         sigma = self.blur_sigma(cur_nimg)
         if phase[0] == "G":
             if main:
-                self._generator_main(gen_z, gen_c, gain, sigma, draws)
+                self._generator_main(gen_z, gen_c, gain, sigma, draws, shows_camera=cur_nimg >= self.camera_start_kimg * 1e3)
             if reg and self.pl_weight != 0:
                 self._path_length(gen_z, gen_c, gain, draws)
         else:
@@ -124,17 +126,17 @@ class StyleGAN2Loss(Loss):
             if main or reg:
                 self._discriminator_real(real_img, real_c, gain, sigma, draws, fake_loss, reg)
 
-    def _generator_main(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws) -> None:
-        """G wants its images taken for real, and for images from the cameras asked for."""
+    def _generator_main(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws, shows_camera: bool) -> None:
+        """G wants its images taken for real and, from `camera_start_kimg` on, to show the cameras asked for."""
         img, _ = self.run_G(gen_z, gen_c, draws=draws)
         logits = self.run_D(img, gen_c, sigma, augment_draws=draws.augment("fake"))
         loss = softplus(-logits)
         _report_logits("fake", logits)
         training_stats.report("Loss/G/loss", loss)
         if self.camera_weight != 0:
-            error = self.D.camera_predictor.error(img, gen_c)
+            error = self.D.camera_predictor.error(img if shows_camera else img.detach(), gen_c)
             training_stats.report("Loss/G/camera", error)
-            loss = loss + self.camera_weight * error[:, None]
+            loss = loss + self.camera_weight * error[:, None] if shows_camera else loss
         loss.mean().mul(gain).backward()
 
     def _path_length(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, draws: Draws) -> None:

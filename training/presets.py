@@ -27,7 +27,8 @@ class Preset:
     aug: str                    = "ada"                 # StyleGAN3's defaults of --aug ...
     metrics: tuple[str, ...]    = ("fid50k_full",)      # ... and --metrics, the latter where its detector is at hand
     dcond: str                  = "pose"                # how D learns the camera
-    camera_loss: float          = 0.0                   # weight of the camera loss in G's
+    camera_loss: float          = 0.0                   # weight of the camera loss in G's ...
+    camera_start_kimg: float    = 0.0                   # ... which begins when there are heads to turn
     gamma: float | None         = None                  # R1 weight; None: by the rule of --gamma=auto
     synthesis_kwargs: tuple     = ()                    # further (name, value) pairs for the generator
     style_mixing_prob: float    = 0.0
@@ -42,7 +43,7 @@ class Preset:
 
 
 # How networks with rays are trained here (docs/experiments.md), and how the released code trains them.
-_OBEDIENT = dict(rays=True, dcond="both", camera_loss=5.0)
+_OBEDIENT = dict(rays=True, dcond="both", camera_loss=2.0, camera_start_kimg=1000.0)
 PUBLISHED = dict(dcond="pose", camera_loss=0.0)
 
 _STYLEGAN2 = Preset(
@@ -58,7 +59,7 @@ _RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator"
 _ROTATION = dict(G_width=2, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
 
 _TINY = dict(z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, aug="noaug", metrics=(), default_kimg=100,
-             glr=0.004, dlr=0.004, gamma=0.05, pl_weight=0.0, G_reg_interval=None,
+             camera_start_kimg=30.0, glr=0.004, dlr=0.004, gamma=0.05, pl_weight=0.0, G_reg_interval=None,
              # Layer noise stays where it is while the head turns; so few pixels need none.
              synthesis_kwargs=(*_STYLEGAN2.synthesis_kwargs, ("use_noise", False)))
 
