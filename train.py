@@ -390,9 +390,10 @@ def meta_networks(config: dnnlib.EasyDict) -> tuple[Any, Any]:
 
 def check_resume(config: dnnlib.EasyDict, options: cfg.Options) -> list[str]:
     """Before anything is written: does the network fit? Keeps its ray convention; returns what to say."""
+    import network_files
     from training.transfer import check_match, compare, describe_sizes, sources_of
     with naming("--resume", config.resume_pkl):
-        sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
+        sources, notes = sources_of(network_files.read(config.resume_pkl), config.resume_pkl)
     notes += cfg.keep_ray_convention(config, sources["G_ema"], options.rays is not None)
     built_with = {name: getattr(sources[name], "init_kwargs", None) for name in "GD"}
     notes += cfg.keep_noise(config, config.resume_pkl, built_with["G"])
@@ -416,12 +417,6 @@ def read_dataset(options: cfg.Options, preset: object) -> tuple[object, cfg.Data
                                  label_dim=dataset.label_dim, has_camera_labels=dataset.has_camera_labels, kwargs=kwargs)
 
 
-def load_network(source: str) -> dict:
-    """The networks in a file or behind an address."""
-    import legacy
-    return legacy.load_network_pkl(source)
-
-
 def describe_plan(config: dnnlib.EasyDict, info: cfg.DataInfo, notes: list[str]) -> str:
     """What is about to be run, for the screen and the log."""
     labels = "cameras" if info.has_camera_labels else f"{info.label_dim} numbers each" if info.label_dim else "none"
@@ -439,10 +434,10 @@ def run_process(rank: int, device: Any, config: dict, state: str | None) -> int:
 
     import metrics
     from training.training_loop import training_loop
-    evaluate = functools.partial(metrics.evaluate, load_network=load_network, device=device, **config["metric_kwargs"])
+    evaluate = functools.partial(metrics.evaluate, device=device, **config["metric_kwargs"])
     with logged(config["run_dir"] if rank == 0 else None):
         try:
-            return training_loop(config, rank=rank, device=device, load_network=load_network, evaluate=evaluate, state=state)
+            return training_loop(config, rank=rank, device=device, evaluate=evaluate, state=state)
         except OSError as error:
             if error.errno not in DISK_IS_FULL:
                 raise

@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 
 TORCH = ["-c", "import torch"]
-OWN = {"camera_utils", "dnnlib", "legacy", "metrics", "torch_utils", "training", "train", "gen_images", "calc_metrics"}
+OWN = {"camera_utils", "dnnlib", "legacy", "metrics", "network_files", "torch_utils", "training", "train", "gen_images", "calc_metrics"}
 
 
 def commands_for(paths: dict[str, str]) -> dict[str, Command]:

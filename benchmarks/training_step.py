@@ -42,7 +42,7 @@ class TrainingStep:
         self.device = device
         self.batch_size = config.batch_size
         set_backends(config, device)
-        self.G, self.D, self.ema = make_networks(config, device, load_network=None)
+        self.G, self.D, self.ema = make_networks(config, device)
         loss = dnnlib.util.construct_class_by_name(device=device, G=self.G, D=self.D, augment_pipe=None, **config.loss_kwargs)
         phases = make_phases(self.G, self.D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
         cameras = Cameras()

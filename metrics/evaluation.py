@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+import network_files
 from dnnlib.util import EasyDict, UserError, closest
 from metrics import detectors
 from metrics.metric_main import calc_metric, check_metrics, report_metric
@@ -52,7 +53,6 @@ def evaluate(
     snapshot:       str,                                # Network file.
     run_dir:        str | None,                         # Where metric-NAME.jsonl goes. None: nowhere.
     names:          Iterable[str],
-    load_network:   Callable[[str], dict],              # file -> dict(G, G_ema, training_set_kwargs)
     device:         torch.device | str | None = None,
     **options:      Any,                                # Further fields of MetricOptions.
 ) -> dict[str, float]:                                  # Numbers by name, the same on all ranks.
@@ -60,7 +60,7 @@ def evaluate(
 
     Nothing of the caller changes: the network is read anew, and torch's global generators are left as they were.
     """
-    networks = load_network(snapshot)
+    networks = network_files.read(snapshot)
     G = networks["G"] if networks["G_ema"] is None else networks["G_ema"]
     opts = dict(options, dataset_kwargs=dict(networks["training_set_kwargs"]), rank=distributed.get_rank(), num_gpus=distributed.get_world_size(),
                 device=device)

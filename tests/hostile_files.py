@@ -11,7 +11,7 @@ import torch
 from helpers import DATA
 
 from dnnlib import EasyDict
-from torch_utils import persistence, tensor_bytes
+from torch_utils import persistence
 from training import networks_stylegan2
 
 GOLDEN = (DATA / "pickles" / "stylegan2.pkl").read_bytes()
@@ -162,6 +162,14 @@ def laughs(pair, levels=40):
     return code
 
 
+def doubled(pair, levels):
+    """The same with only the last level on the stack."""
+    code = text("ha") + MEMOIZE
+    for level in range(levels):
+        code += b"0" + pair(b"h" + bytes([level])) + MEMOIZE
+    return code
+
+
 def list_pair(last):
     return b"](" + last + last + b"e"
 
@@ -208,16 +216,24 @@ SYSTEM = (
 DOTTED = (
     ("torch_utils", "persistence.os.system"), ("torch_utils.persistence", "_reconstruct_persistent_obj.__globals__"), ("torch_utils.persistence", "os"),
     ("torch_utils.persistence", "importlib.import_module"), ("dnnlib.util", "EasyDict.__init__"), ("dnnlib", "util.os.system"),
-    ("collections", "OrderedDict.update"), ("torch_utils.tensor_bytes", "decode.__globals__"), ("torch", "storage.__builtins__"), ("", ""), ("os", ""),
+    ("collections", "OrderedDict.update"), ("torch_utils.persistence", "decode_tensor.__globals__"), ("torch", "storage.__builtins__"), ("", ""), ("os", ""),
     ("numpy", "dtype.type"), ("dnnlib.util\nos", "EasyDict"), ("dnnlib.util ", "EasyDict"), ("x" * 100_000, "y"),
 )
 
 RECONSTRUCT = of_line("torch_utils.persistence._reconstruct_persistent_obj")
-DECODE, DTYPE, NUMPY = of_line("torch_utils.tensor_bytes.decode"), of_line("numpy.dtype"), "numpy.core.multiarray."
+DECODE, DTYPE, NUMPY = of_line("torch_utils.persistence.decode_tensor"), of_line("numpy.dtype"), "numpy.core.multiarray."
 EASY_DICT, LATIN1 = of_line("dnnlib.util.EasyDict"), of_line("_codecs.encode")
 
 PIPE = dict(type="class", version=6, class_name="AugmentPipe", module_src="x = 1",
             state=dict(_parameters={}, _buffers={}, _modules={}, _init_args=(), _init_kwargs={}))
+
+
+def stored_with(argument):
+    """A network with that code for the value of an init argument."""
+    entries = dict(class_name=text("training.networks_stylegan2.Generator"), init_args=EMPTY_TUPLE,
+                   state=b"}" + text("tensors") + b"}s", init_kwargs=b"}" + text("z_dim") + argument + b"s")
+    return program(in_G(call(RECONSTRUCT, b"}" + b"".join(text(key) + code + b"s" for key, code in entries.items()))))
+
 
 # name: (bytes or function of the path, what the message says)
 EXECUTION = {
@@ -244,9 +260,9 @@ EXECUTION = {
     "NEXT_BUFFER":                  (lambda p: program(in_G(b"\x97"), protocol=5), "NEXT_BUFFER"),
     "READONLY_BUFFER":              (lambda p: program(in_G(NONE + b"\x98"), protocol=5), "READONLY_BUFFER"),
     "text opcodes":                 (lambda p: program(in_G(b"S'a'\n")), "STRING"),
-    "name that is no text":         (lambda p: program(in_G(value((1, 2)) + text("system") + b"\x93")), "by what is no text"),
-    "name made by a call":          (lambda p: program(in_G(call(LATIN1, text("posix"), text("latin1")) + text("system") + b"\x93")), "no text"),
-    "call of a network":            (lambda p: program(in_G(call(call(RECONSTRUCT, b"}")))), "calls what it has built"),
+    "name that is no text":         (lambda p: program(in_G(value((1, 2)) + text("system") + b"\x93")), "expected text"),
+    "name made by a call":          (lambda p: program(in_G(call(LATIN1, text("posix"), text("latin1")) + text("system") + b"\x93")), "expected text"),
+    "call of a result":             (lambda p: program(in_G(call(call(EASY_DICT)))), "calls what it has built"),
     "call of a text":               (lambda p: program(in_G(call(text("os.system")))), "calls what it has built"),
     "NEWOBJ of a text":             (lambda p: program(in_G(text("os.system") + EMPTY_TUPLE + b"\x81")), "calls what it has built"),
     "class name in a meta":         (lambda p: network(meta(class_name="os.system", init_args=(f"touch {p}",))), r"os\.system"),
@@ -269,18 +285,19 @@ STATE = {
     "state of a dict":              (program(in_G(b"}" + value({"items": 1}) + BUILD)), "tries to change"),
     "state of a network":           (network(meta(), state={"forward": 1}), "tries to change"),
     "class of a network":           (network(meta(), state={"__class__": 1}), "tries to change"),
-    "state of a tensor":            (dump(Call(tensor_bytes.decode, bytes(4), "float32", (1,), state=(1, 2, 3, 4))), "tries to change"),
+    "state of a tensor":            (dump(Call(persistence.decode_tensor, bytes(4), "float32", (1,), state=(1, 2, 3, 4))), "tries to change"),
     "state of a parameter":         (dump(Call(torch._utils._rebuild_parameter, torch.zeros(2), True, None, state={"data": 1})), "tries to change"),
     "__setstate__ in an EasyDict":  (program(in_G(call(EASY_DICT) + text("__setstate__") + of_line("torch.storage._load_from_bytes") + b"s"
                                         + value({"x": 1}) + BUILD)), "tries to change"),
-    "extending a tensor":           (program(in_G(call(DECODE, b"C\x00", text("uint8"), value((0,))) + MARK + b"K\x01e")), "no list"),
-    "adding to a network":          (program(in_G(call(RECONSTRUCT, b"}") + MARK + b"K\x01\x90")), "no set"),
-    "items of a network":           (program(in_G(call(RECONSTRUCT, b"}") + text("a") + NONE + b"s")), "no dict"),
-    "items of a function":          (program(in_G(EASY_DICT + text("a") + NONE + b"s")), "no dict"),
+    "extending a tensor":           (program(in_G(call(DECODE, b"C\x00", text("uint8"), value((0,))) + MARK + b"K\x01e")), "Tensor, expected a list"),
+    "adding to an EasyDict":        (program(in_G(call(EASY_DICT) + MARK + b"K\x01\x90")), "EasyDict, expected a set"),
+    "items of a tensor":            (program(in_G(call(DECODE, b"C\x00", text("uint8"), value((0,))) + text("a") + NONE + b"s")),
+                                     "Tensor, expected a dict"),
+    "items of a function":          (program(in_G(EASY_DICT + text("a") + NONE + b"s")), "EasyDict', expected a dict"),
 }
 BOUNDS = {
-    "memo number":                  (b"\x80\x04Nr\x00\x00\x00\x80.", "memo number 2,147,483,648"),
-    "memo number, in steps":        (program(b"".join(NONE + b"r" + struct.pack("<I", 4 ** i) + b"0" for i in range(16)) + NONE), "memo number"),
+    "memo number":                  (b"\x80\x04Nr\x00\x00\x00\x80.", "NoneType, not a dict"),
+    "memo number, in steps":        (program(b"".join(NONE + b"r" + struct.pack("<I", 4 ** i) + b"0" for i in range(16)) + NONE), "NoneType, not a dict"),
     "memo that nobody filled":      (program(in_G(b"h\x07")), "damaged"),
     "bytes beyond the end":         (program(in_G(b"\x8e" + struct.pack("<Q", 1 << 62))), "damaged"),
     "bytearray beyond the end":     (program(in_G(b"\x96" + struct.pack("<Q", 1 << 40)), protocol=5), "damaged"),
@@ -289,8 +306,8 @@ BOUNDS = {
     "negative length":              (program(in_G(b"X" + struct.pack("<i", -1))), "damaged"),
     "frame beyond the end":         (program(b"\x95" + struct.pack("<Q", 1 << 60) + in_G(NONE)), "damaged"),
     "overlapping frames":           (overlapping_frames(), "damaged"),
-    "long number":                  (program(in_G(b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20))), "whole number"),
-    "negative size of a number":    (program(in_G(b"\x8b" + struct.pack("<i", -5))), "damaged|whole number"),
+    "long number":                  (program(in_G(b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20))), "LONG4"),
+    "negative size of a number":    (program(in_G(b"\x8b" + struct.pack("<i", -5))), "LONG4"),
     "decimal number":               (program(in_G(b"I" + b"9" * 300_000 + b"\n")), "damaged|whole number"),
     "LONG in decimal":              (program(in_G(b"L" + b"9" * 180 + b"L\n")), "LONG"),
     "endless line":                 (program(b"c" + b"a" * 1_000_000), "damaged"),
@@ -311,6 +328,13 @@ BOUNDS = {
     "dict in itself":               (program(b"}" + MEMOIZE + text("G") + b"h\x00s"), "contains itself"),
     "laughing lists":               (program(in_G(laughs(list_pair))), "without end"),
     "laughing tuples":              (program(in_G(laughs(tuple_pair))), "without end"),
+    "key of 60 levels":             (program(b"}" + doubled(tuple_pair, 60) + NONE + b"s"), "a key that is neither"),
+    "set of 60 levels":             (program(in_G(call(of_line("builtins.set"), b"](" + doubled(tuple_pair, 60) + b"e"))), "without end"),
+    "deeply nested key":            (program(b"}" + NONE + b"\x85" * 900_000 + NONE + b"s"), "levels deep"),
+    "init argument of 40 levels":   (stored_with(doubled(list_pair, 40)), "without end"),
+    "init argument, 7 levels of 100": (stored_with(doubled(lambda last: b"](" + last * 100 + b"e", 7)), "without end"),
+    "storage key of 60 levels":     (dump(tensor(storage_bytes(program(b"}" + doubled(tuple_pair, 60) + NONE + b"s", protocol=2)))),
+                                     "a key that is neither|opcode MEMOIZE"),
     "laughing key":                 (program(laughs(tuple_pair, 16) + b"}h\x10" + NONE + b"s"), "a key that is neither"),
     "laughing init argument":       (program(in_G(call(RECONSTRUCT, b"}" + text("class_name") + laughs(list_pair) + b"s"))),
                                      "without end"),
@@ -318,7 +342,7 @@ BOUNDS = {
     "colliding keys":               (colliding_keys(), "a key that is neither"),
     "colliding members":            (program(in_G(call(of_line("builtins.set"), value([((1 << 61) - 1) * i for i in range(9000)])))),
                                      "a set in it is malformed"),
-    "half a million sets":          (program(in_G(b"](" + b"\x8f\x94" * 450_000 + b"e")), "no network but list|without end"),
+    "half a million sets":          (program(in_G(b"](" + b"\x8f\x94" * 450_000 + b"e")), "is a list, not a network|without end"),
     "two million opcodes":          (program(b"]" + b"\x8f0" * 1_000_000), "opcodes"),
     "numpy array of 2^60":          (program(in_G(call(of_line(NUMPY + "_reconstruct"), of_line("numpy.ndarray"), value((1 << 60,)), value("b"))
                                         + MARK + b"K\x01" + value((1 << 60,)) + call(DTYPE, text("f8"), b"\x89\x88") + b"\x89" + b"C\x00" + TUPLE + BUILD)),
@@ -335,9 +359,9 @@ BOUNDS = {
     "offset 2^62":                  (dump(tensor(storage_bytes(), 1 << 62, (0,), (1,))), "a tensor in it is malformed"),
     "offset -4":                    (dump(tensor(storage_bytes(), -4, (4,), (1,))), "a tensor in it is malformed"),
     "100,000 dimensions":           (dump(tensor(storage_bytes(), 0, (1,) * 100_000, (1,) * 100_000)), "a tensor in it is malformed"),
-    "decode of 2^40":               (dump(Call(tensor_bytes.decode, b"1234", "float32", (1 << 40,))), "does not fit together"),
-    "decode of 100,000 dimensions": (dump(Call(tensor_bytes.decode, b"", "uint8", ((1 << 60) - 1,) * 100_000)), "does not fit together"),
-    "decode of a laugh":            (dump(Call(tensor_bytes.decode, b"", "uint8", [["x" * 1000] * 1000] * 60)), "does not fit together"),
+    "decode of 2^40":               (dump(Call(persistence.decode_tensor, b"1234", "float32", (1 << 40,))), "does not fit together"),
+    "decode of 100,000 dimensions": (dump(Call(persistence.decode_tensor, b"", "uint8", ((1 << 60) - 1,) * 100_000)), "does not fit together"),
+    "decode of a laugh":            (dump(Call(persistence.decode_tensor, b"", "uint8", [["x" * 1000] * 1000] * 60)), "does not fit together"),
     "long storage":                 (dump(tensor(storage_bytes(program(NONE + (NONE + b"0") * 1000)))), "more than 200 opcodes"),
     "EasyDict of pairs":            (program(in_G(call(EASY_DICT, value([["ab", 1]])))), "an EasyDict in it is malformed"),
     "size of a text":               (program(in_G(call(of_line("torch.Size"), text("x" * 1_000_000)))), "a size in it is malformed"),
@@ -345,12 +369,12 @@ BOUNDS = {
 CONTENT = {
     "a list":                       (pickle.dumps([1, 2]), "list, not a dict|another form"),
     "keys that are numbers":        (pickle.dumps({1: 2}), "not a dict of networks"),
-    "G is a text":                  (dump("net"), "its G is no network but str"),
-    "G is a tensor":                (dump(torch.zeros(2)), "its G is no network but Tensor"),
-    "G is a set of itself":         (dump({1, 2}), "its G is no network but set"),
-    "G is an EasyDict":             (dump(EasyDict(eval=1, training=True)), "its G is no network but EasyDict"),
+    "G is a text":                  (dump("net"), "its G is a str, not a network"),
+    "G is a tensor":                (dump(torch.zeros(2)), "its G is a Tensor, not a network"),
+    "G is a set of itself":         (dump({1, 2}), "its G is a set, not a network"),
+    "G is an EasyDict":             (dump(EasyDict(eval=1, training=True)), "its G is a EasyDict, not a network"),
     "G is a part":                  (dump(Call(persistence._reconstruct_persistent_obj, dict(type="class", version=6, class_name="SynthesisLayer",
-                                        module_src="x = 1", state=dict(_parameters={}, _buffers={}, _modules={})))), "its G is no network but Part"),
+                                        module_src="x = 1", state=dict(_parameters={}, _buffers={}, _modules={})))), "its G is a Part, not a network"),
     "meta of a text":               (dump(Call(persistence._reconstruct_persistent_obj, "net")), "stored as str"),
     "meta without entries":         (dump(Call(persistence._reconstruct_persistent_obj, {})), "class name is NoneType"),
     "class name of a list":         (network(meta(class_name=["x" * 1000] * 100)), "class name is list"),
@@ -363,9 +387,9 @@ CONTENT = {
     "too many init arguments":      (network(meta(init_args=tuple(range(100_000)))), "init arguments|cannot be built"),
     "version of tomorrow":          (network(meta(class_name="training.networks_stylegan9.Generator", version=99)), "networks_stylegan9"),
     "lacks a tensor":               (without_tensor("mapping.fc0.weight"), r"lacks its tensor 'mapping\.fc0\.weight'"),
-    "a tensor too many":            (with_tensor("../../x", tensor_bytes.StoredTensor(torch.zeros(1))), "no such tensor as"),
-    "tensor of another shape":      (with_tensor("mapping.fc0.weight", tensor_bytes.StoredTensor(torch.zeros(8, 9))), r"shape \[8, 9\], expected \[8, 8\]"),
-    "tensor of another kind":       (with_tensor("mapping.fc0.weight", tensor_bytes.StoredTensor(torch.zeros(8, 8, dtype=torch.int32))), "int32"),
+    "a tensor too many":            (with_tensor("../../x", persistence.StoredTensor(torch.zeros(1))), "no such tensor as"),
+    "tensor of another shape":      (with_tensor("mapping.fc0.weight", persistence.StoredTensor(torch.zeros(8, 9))), r"shape \[8, 9\], expected \[8, 8\]"),
+    "tensor of another kind":       (with_tensor("mapping.fc0.weight", persistence.StoredTensor(torch.zeros(8, 8, dtype=torch.int32))), "int32"),
     "text as tensor":               (with_tensor("mapping.fc0.weight", "abc"), "stored as str"),
     "released, no tensor":          (released(b"\x05const", b"\x05konst"), "no tensor 'const'"),
     "released, no part":            (released(b"\x05conv1", b"\x05konv1"), "no part 'conv1'"),

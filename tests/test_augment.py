@@ -11,6 +11,7 @@ import torch
 from helpers import DATA, assert_close_rel, load_golden
 
 import legacy
+from network_files import known_names, released_format
 from torch_utils import persistence
 from training.augment import AugmentPipe
 from training.augment.padding import pad_reflected
@@ -50,9 +51,9 @@ def test_reference_numbers(index):
 
 
 def test_filters_are_those_of_released_files(monkeypatch):
-    monkeypatch.setattr(persistence, "_rebuild_augment_pipe", lambda part: part)
+    monkeypatch.setattr(released_format, "rebuild_augment_pipe", lambda part: part)
     with open(DATA / "pickles" / "raycond2.pkl", "rb") as stream:
-        part = legacy.safe_pickle.load(stream)["augment_pipe"]
+        part = known_names.load(stream)["augment_pipe"]
     assert set(dict(AugmentPipe().named_buffers())) == set(part.tensors())
     for name, stored in part.tensors().items():
         assert_close_rel(getattr(AugmentPipe(), name), stored, 1e-6, name)
@@ -283,7 +284,7 @@ def test_it_can_be_stored(dumped):
     stream = io.BytesIO()
     (pickle if dumped == "pickle" else persistence).dump(pipe, stream)
     stream.seek(0)
-    copy = pickle.load(stream) if dumped == "pickle" else legacy.safe_pickle.load(stream)
+    copy = pickle.load(stream) if dumped == "pickle" else known_names.load(stream)
     assert type(copy) is AugmentPipe and float(copy.p) == 0.25 and copy.init_kwargs == pipe.init_kwargs
     x = images()
     assert torch.equal(copy(x, draws=keyed([0, 1])), pipe(x, draws=keyed([0, 1])))

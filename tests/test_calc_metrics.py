@@ -12,7 +12,6 @@ from helpers import assert_refused
 from PIL import Image
 
 import calc_metrics
-import legacy
 import metrics
 from metrics.plots import read_curves
 from metrics.reporting import report_metric
@@ -76,7 +75,7 @@ def test_all_snapshots_of_a_run(run_dir, detector):
 @pytest.mark.parametrize("name", ["fid8_full", "fid8"])
 def test_training_gets_the_same_number(name, run_dir, detector, camera_zip, tmp_path):
     snapshot = run_dir / "network-snapshot-000012.pkl"
-    trained = metrics.evaluate(str(snapshot), str(run_dir), [name], load_network=legacy.load_network_pkl, device="cpu", detectors=dict(inception=detector))
+    trained = metrics.evaluate(str(snapshot), str(run_dir), [name], device="cpu", detectors=dict(inception=detector))
     for data in ([], [f"--data={camera_zip}"]):
         code, _ = run(f"--network={snapshot}", f"--metrics={name}", f"--detector=inception={detector}", "--device=cpu", *data)
         assert code == 0 and records(run_dir, name)[-1]["results"] == trained

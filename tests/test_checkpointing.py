@@ -21,7 +21,7 @@ def gradients(preset, name, checkpointed):
     options = cfg.Options(cfg=preset, checkpoint_activations=checkpointed, **KWARGS)
     info = cfg.DataInfo("none", 8, 16, num_channels=3, label_dim=25, has_camera_labels=True)
     config = cfg.build_config(options, cfg.preset_of(options), info).config
-    G, D, _ = make_networks(config, torch.device("cpu"), None)
+    G, D, _ = make_networks(config, torch.device("cpu"))
     loss = construct_class_by_name(device=torch.device("cpu"), G=G, D=D, augment_pipe=None, **config.loss_kwargs)
     loss.pl_weight = 2.0                                    # the second derivative of G, for StyleGAN3 as well
     phase = next(p for p in make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, 4, 16) if p.name == name)
@@ -50,7 +50,7 @@ def test_keeps_less():
         torch.manual_seed(0)
         options = cfg.Options(cfg="raycond2", **KWARGS)
         info = cfg.DataInfo("none", 8, 64, num_channels=3, label_dim=25, has_camera_labels=True)
-        G, _, _ = make_networks(cfg.build_config(options, cfg.preset_of(options), info).config, torch.device("cpu"), None)
+        G, _, _ = make_networks(cfg.build_config(options, cfg.preset_of(options), info).config, torch.device("cpu"))
         if checkpointed:
             checkpoint_activations(G)
         assert sum(isinstance(module, BLOCKS) for module in G.modules()) == 5

@@ -9,7 +9,7 @@ from conftest import camera_labels, write_dataset
 from helpers import assert_close_rel, load_golden, run_train
 from PIL import Image
 
-import train
+import network_files
 from torch_utils import misc
 from torch_utils.ops import upfirdn2d
 from training import discriminator, networks_raycond2, networks_stylegan2, training_state
@@ -232,7 +232,7 @@ def test_train_grows_and_goes_on_exactly(camera_zip, tmp_path):
     assert code == 0 and "G_ema grown" in output and "b32.conv0" in output, output
     whole, = (tmp_path / "whole").iterdir()
     sheet = np.asarray(Image.open(whole / "fakes_init.png")).astype(int)
-    G_ema = train.load_network(str(source))["G_ema"]
+    G_ema = network_files.read(str(source))["G_ema"]
     columns, rows = sheet.shape[1] // 32, sheet.shape[0] // 32
     z = torch.from_numpy(np.random.RandomState(0).randn(columns * rows, G_ema.z_dim).astype(np.float32))
     with torch.no_grad():

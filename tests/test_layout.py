@@ -14,7 +14,7 @@ else:
     import tomli as tomllib  # comes with pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ["dnnlib", "torch_utils", "camera_utils", "training", "metrics", "inversion"]
+LAYERS = ["dnnlib", "torch_utils", "camera_utils", "network_files", "training", "metrics", "inversion"]
 ON_TOP = ["dataset_preprocessing", "demo", "benchmarks", "viewer"]          # scripts, as are the files at the root
 NO_CODE = ["tests", "docs", "notebooks", "slurm_scripts", "checkpoints"]    # nothing may be imported from there
 

@@ -18,7 +18,8 @@ from helpers import DATA, assert_close_rel, load_golden
 
 import legacy
 from dnnlib import EasyDict, UserError
-from torch_utils import persistence, safe_pickle
+from network_files import known_names, released_format
+from torch_utils import persistence
 from training import networks_raycond2, networks_stylegan2
 
 RELEASED = {"raycond2": "training.networks_raycond2", "stylegan2": "training.networks_stylegan2", "ada_stylegan2_cond": "training.networks_stylegan2",
@@ -176,12 +177,12 @@ def test_precision_left_open_is_read_off_the_layers():
         block.state["use_fp16"] = block.state["resolution"] == 32
         block.child("conv1").state["conv_clamp"] = 31
     part.child("mapping").state["w_avg_beta"] = 0.5
-    kwargs = persistence.released_format.translate(part)["init_kwargs"]
+    kwargs = released_format.translate(part)["init_kwargs"]
     assert (kwargs["num_fp16_res"], kwargs["conv_clamp"]) == (1, 31)
     assert kwargs["mapping_kwargs"] == dict(num_layers=3, w_avg_beta=0.5)
     nested = {"synthesis_kwargs": {"channel_base": part.state["_init_kwargs"].pop("channel_base")}}
     part.state["_init_kwargs"].update(nested)
-    assert persistence.released_format.translate(part)["init_kwargs"]["channel_base"] == 256
+    assert released_format.translate(part)["init_kwargs"]["channel_base"] == 256
 
 
 class RecordingUnpickler(pickle.Unpickler):
@@ -189,7 +190,7 @@ class RecordingUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if name == "_reconstruct_persistent_obj":
-            return persistence.released_format.Part.from_meta
+            return released_format.Part.from_meta
         return super().find_class(module, name)
 
 
@@ -243,7 +244,7 @@ HOSTILE = {
     "other class of ours":  (lambda p: dict(G=Call(networks_stylegan2.Generator)), r"networks_stylegan2\.Generator"),
     "class in a meta":      (lambda p: dict(G=Call(persistence._reconstruct_persistent_obj, dict(
                                 type="class", class_name="os.system", init_args=(f"touch {p}",), init_kwargs={}, state={}))), r"os\.system"),
-    "tensorflow":           (lambda p: b"\x80\x04cdnnlib.tflib.network\nNetwork\n.", "holds type, not a dict"),
+    "tensorflow":           (lambda p: b"\x80\x04cdnnlib.tflib.network\nNetwork\n.", "holds a Allowed, not a dict"),
     "dotted name":          (lambda p: b"\x80\x04\x8c\x18torch_utils.tensor_bytes\x94\x8c\x0bdecode.fget\x94\x93.", r"decode\.fget"),
 }
 
@@ -274,15 +275,15 @@ def test_files_cannot_change_what_they_name(name, state):
     module, attribute = name.split()
     data = f"c{module}\n{attribute}\n".encode() + pickle.dumps(state, protocol=2)[2:-1] + b"b."
     with pytest.raises(Exception, match="tries to change|missing 1 required"):
-        safe_pickle.load(io.BytesIO(b"\x80\x02" + data))
-    for obj in (persistence._reconstruct_persistent_obj, EasyDict, safe_pickle._NewEasyDict):
+        known_names.load(io.BytesIO(b"\x80\x02" + data))
+    for obj in (persistence._reconstruct_persistent_obj, EasyDict, known_names._NewEasyDict):
         assert not hasattr(obj, "marker")
 
 
 def test_finished_networks_cannot_be_tampered_with():
     meta = tiny().__reduce_ex__(5)[1][0]
     data = pickle.dumps(dict(G=Call(persistence._reconstruct_persistent_obj, meta, state={"forward": 1})), protocol=5)
-    for load in (safe_pickle.load, pickle.load):
+    for load in (known_names.load, pickle.load):
         with pytest.raises(UserError, match="tries to change attributes"):
             load(io.BytesIO(data))
 
@@ -291,9 +292,9 @@ def test_finished_networks_cannot_be_tampered_with():
     (1, (4,), (1,)), (0, (2, 3), (3, 1)), (0, (1 << 40,), (0,)), (0, (-1,), (1,)), (-1, (2,), (1,)), (0, (2,), (1, 1)),
 ])
 def test_tensors_beyond_their_storage_are_refused(offset, shape, stride):
-    assert torch.equal(safe_pickle.load(io.BytesIO(pickle.dumps(unsound_tensor(1, (3,), (1,)))))["t"], torch.arange(1.0, 4))
+    assert torch.equal(known_names.load(io.BytesIO(pickle.dumps(unsound_tensor(1, (3,), (1,)))))["t"], torch.arange(1.0, 4))
     with pytest.raises(UserError, match="a tensor in it is malformed"):
-        safe_pickle.load(io.BytesIO(pickle.dumps(unsound_tensor(offset, shape, stride))))
+        known_names.load(io.BytesIO(pickle.dumps(unsound_tensor(offset, shape, stride))))
 
 
 def test_storage_that_promises_more_than_it_has():
@@ -302,7 +303,7 @@ def test_storage_that_promises_more_than_it_has():
     for numel in (5, 1 << 50, -1):
         broken = data[:at] + struct.pack("<q", numel) + data[at + 8:]
         with pytest.raises(ValueError, match="does not fit together"):
-            safe_pickle.load(io.BytesIO(pickle.dumps(rebuilt_tensor(broken, 0, (4,), (1,)))))
+            known_names.load(io.BytesIO(pickle.dumps(rebuilt_tensor(broken, 0, (4,), (1,)))))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -317,7 +318,7 @@ def test_harmless_values(protocol):
     if protocol < 4:                                           # later protocols count the letters
         old = new.replace(b"numpy._core.", b"numpy.core.")
     for data in (new, old):
-        loaded = safe_pickle.load(io.BytesIO(data))
+        loaded = known_names.load(io.BytesIO(data))
         assert (loaded["x"], loaded["i"], loaded["s"], loaded["b"], loaded["o"]) == (0.25, -3, {1, 2}, b"\xff\x00", dict(q=1))
         assert loaded["e"].k.v == 1 and type(loaded["e"]) is EasyDict
         for key in "af":
@@ -340,12 +341,12 @@ def test_harmless_values(protocol):
     (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     (b"\x80\x04", "cut short or damaged"),
     (b"\x80\x09abc", "not a network file"),
-    (pickle.dumps([1, 2]), "list, not a dict"),
+    (pickle.dumps([1, 2]), "a list, not a dict"),
     (pickle.dumps({1: 2}), "not a dict of networks"),
     (pickle.dumps(dict(a=1)), "holds no network"),
     (pickle.dumps(dict(G_ema=None, G=None)), "holds no network"),
-    (pickle.dumps(dict(G="net")), "its G is no network but str"),
-    (pickle.dumps(dict(G=None, camera_stats="x")), "its camera_stats are no dict but str"),
+    (pickle.dumps(dict(G="net")), "its G is a str, not a network"),
+    (pickle.dumps(dict(G=None, camera_stats="x")), "its camera_stats is a str, not a dict"),
 ])
 def test_other_files(content, message, tmp_path):
     path = tmp_path / "x.pkl"

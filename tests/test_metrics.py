@@ -15,7 +15,6 @@ from dataset_helpers import refusal
 from metric_helpers import data, options, value
 
 import dnnlib
-import legacy
 import metrics
 from camera_utils import ray_map
 from metrics import detectors, metric_main, metric_utils
@@ -440,7 +439,7 @@ def test_training_prepares_and_evaluates(camera_zip, detector, tmp_path):
     assert "StyleGAN3" in refusal(lambda: metrics.prepare(["fid8_full", "eqr50k"], kwargs, meta, **given))
     snapshot = str(tmp_path / "network-snapshot-000008.pkl")
     persistence.save(dict(G=None, D=None, G_ema=G, augment_pipe=None, training_set_kwargs=kwargs, camera_stats=None), snapshot)
-    results = metrics.evaluate(snapshot, str(tmp_path), ["fid8_full", "kid8"], load_network=legacy.load_network_pkl, device="cpu", **given)
+    results = metrics.evaluate(snapshot, str(tmp_path), ["fid8_full", "kid8"], device="cpu", **given)
     record = json.loads((tmp_path / "metric-fid8_full.jsonl").read_text())
     assert record["results"] == {"fid8_full": results["fid8_full"]} and record["snapshot_pkl"] == "network-snapshot-000008.pkl"
     assert {"metric", "total_time", "total_time_str", "num_gpus", "timestamp"} <= record.keys()

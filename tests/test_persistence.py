@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dnnlib import EasyDict, UserError
-from torch_utils import persistence, tensor_bytes
+from torch_utils import persistence
 from training import discriminator, networks_raycond2
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +152,7 @@ def test_networks_of_the_project_keep_flags_and_memory_format():
 
 def test_files_hold_no_code_and_few_names():
     assert names_in(dumps(dict(G=tiny_generator(), kwargs=dict(path="x.zip")))) == {
-        "torch_utils.persistence._reconstruct_persistent_obj", "torch_utils.tensor_bytes.decode"}
+        "torch_utils.persistence._reconstruct_persistent_obj", "torch_utils.persistence.decode_tensor"}
     meta = tiny_generator().__reduce_ex__(5)[1][0]
     assert type(meta) is dict and set(meta) == {"type", "version", "class_name", "init_args", "init_kwargs", "state"}
     assert meta["class_name"] == "training.networks_raycond2.Generator" and meta["type"] == "class"
@@ -348,7 +348,7 @@ TENSORS = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensor_bytes(name, protocol):
     tensor = TENSORS[name]
-    loaded = pickle.loads(pickle.dumps(tensor_bytes.StoredTensor(tensor), protocol))
+    loaded = pickle.loads(pickle.dumps(persistence.StoredTensor(tensor), protocol))
     assert loaded.dtype == tensor.dtype and loaded.shape == tensor.shape and loaded.stride() == tensor.stride()
     torch.testing.assert_close(loaded, tensor, rtol=0, atol=0, equal_nan=True)
     loaded.zero_()                                                 # writable
@@ -368,7 +368,7 @@ def test_views_become_dense():
 ])
 def test_malformed_tensors_are_refused(args):
     with pytest.raises(ValueError, match="does not fit together"):
-        tensor_bytes.decode(*args)
+        persistence.decode_tensor(*args)
 
 
 def test_save_leaves_the_old_file_whole(tmp_path):

@@ -9,7 +9,7 @@ from helpers import DATA
 
 import legacy
 from dnnlib import UserError
-from torch_utils import persistence, safe_pickle, tensorflow_format
+from network_files import known_names, tensorflow_format
 from training import networks_stylegan2
 
 Network = tensorflow_format.Network
@@ -17,7 +17,7 @@ Network = tensorflow_format.Network
 
 def networks(name="tf_stylegan2"):
     with open(DATA / "pickles" / f"{name}.pkl", "rb") as stream:
-        return safe_pickle.load(stream)
+        return known_names.load(stream)
 
 
 def change(network, **renamed):
@@ -115,7 +115,7 @@ def test_networks_of_all_shapes(g, d, static_kwargs):
     torch.manual_seed(4)
     G = randomised(networks_stylegan2.Generator(**{**G_KWARGS, **g}))
     D = randomised(networks_stylegan2.Discriminator(**{**D_KWARGS, **d}))
-    found = persistence.from_tensorflow([as_tensorflow(net, **static_kwargs) for net in (G, D, G)])
+    found = tensorflow_format.rebuild([as_tensorflow(net, **static_kwargs) for net in (G, D, G)])
     z, c, x = torch.randn([4, G.z_dim]), torch.eye(4)[:, :G.c_dim], torch.randn([4, G.img_channels, G.img_resolution, G.img_resolution])
     for key in ("G", "G_ema"):
         assert torch.equal(found[key](z, c, truncation_psi=0.7, noise_mode="const"), G(z, c, truncation_psi=0.7, noise_mode="const"))
@@ -129,7 +129,7 @@ def test_networks_that_have_grown():
     D = randomised(networks_stylegan2.Discriminator(**D_KWARGS, architecture="orig"))
     G_there, D_there = (as_tensorflow(net, lambda name: name.replace("32x32/ToRGB", "ToRGB_lod0").replace("32x32/FromRGB", "FromRGB_lod0")) for net in (G, D))
     change(G_there, **{"ToRGB_lod1/weight": np.zeros([1, 1, 8, 3], np.float32)})
-    found = persistence.from_tensorflow((G_there, D_there, G_there))
+    found = tensorflow_format.rebuild((G_there, D_there, G_there))
     z, x = torch.randn([2, 8]), torch.randn([2, 3, 32, 32])
     assert torch.equal(found["G_ema"](z, None, noise_mode="const"), G(z, None, noise_mode="const")) and torch.equal(found["D"](x, None), D(x, None))
 
@@ -156,7 +156,7 @@ def test_what_ours_cannot_express_is_refused(variables, arguments, says):
     change(Gs, **variables)
     Gs.state["static_kwargs"].update(arguments)
     with pytest.raises(UserError, match=says) as error:
-        persistence.from_tensorflow((G, D, Gs))
+        tensorflow_format.rebuild((G, D, Gs))
     assert "\n" not in error.value.format_message()
 
 

@@ -9,6 +9,7 @@ from conftest import SMALL
 from helpers import options_of, run_train
 
 import legacy
+import network_files
 import train
 from training import config
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS
@@ -62,7 +63,7 @@ def test_warm_start_stylegan3_to_raycond3(camera_zip, tmp_path):
     assert code == 0 and "widened" in output, output
     options = json.loads((tmp_path / "00001-raycond3-t-cameras-gpus1-batch8-gamma1" / "training_options.json").read_text())
     assert options["ema_rampup"] is None and options["loss_kwargs"]["blur_init_sigma"] == 0
-    assert train.load_network(str(source))["G_ema"].c_dim == 0
+    assert network_files.read(str(source))["G_ema"].c_dim == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import torch
 from helpers import DATA, assert_close_rel, load_golden
 
 from dnnlib import EasyDict, UserError
-from torch_utils import misc, persistence, safe_pickle
+from network_files import known_names, trusted_source
+from torch_utils import misc, persistence
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the sources of StyleGAN2, StyleGAN3, EG3D and ray conditioning import and how they call it.
@@ -200,11 +201,11 @@ def forget_modules():
 @pytest.mark.parametrize("class_name", ["TriPlaneThing", "Generator"])       # the second is known by name, and of no known family
 def test_foreign_networks_load_only_with_trust(class_name):
     data, network = foreign_file(class_name)
-    for load in (safe_pickle.load, pickle.load):
+    for load in (known_names.load, pickle.load):
         with pytest.raises(UserError):
             load(io.BytesIO(data))
     assert sys.foreign_source_runs == 0
-    loaded = safe_pickle.load(io.BytesIO(data), trust=True)
+    loaded = trusted_source.load(io.BytesIO(data))
     assert sys.foreign_source_runs == 1                                      # once, though six modules have it
     G = loaded["G_ema"]
     assert loaded["G"] is G and loaded["D"] is None and type(G).__name__ == class_name and isinstance(G, torch.nn.Module)
@@ -218,14 +219,14 @@ def test_foreign_networks_load_only_with_trust(class_name):
 def test_refusal_names_the_class():
     data, _ = foreign_file("TriPlaneThing")
     with pytest.raises(UserError, match="ModuleList|Warp|TriPlaneThing"):
-        safe_pickle.load(io.BytesIO(data))
+        known_names.load(io.BytesIO(data))
 
 
 def test_known_networks_are_ours_even_with_trust():
     """Their source raises; it is not run."""
     golden = load_golden("pickles/raycond2.npz")
     with open(DATA / "pickles" / "raycond2.pkl", "rb") as stream:
-        networks = safe_pickle.load(stream, trust=True)
+        networks = trusted_source.load(stream)
     G = networks["G_ema"]
     assert type(G).__module__ == "training.networks_raycond2"
     with torch.no_grad():
@@ -236,7 +237,7 @@ def test_own_files_with_trust():
     stream = io.BytesIO()
     persistence.dump(dict(x=torch.arange(3), k=EasyDict(a=1)), stream)
     stream.seek(0)
-    loaded = safe_pickle.load(stream, trust=True)
+    loaded = trusted_source.load(stream)
     assert torch.equal(loaded["x"], torch.arange(3)) and loaded["k"].a == 1
 
 
@@ -248,7 +249,7 @@ def test_own_files_with_trust():
 def test_source_that_fails(source, message):
     data, _ = foreign_file(written_source=source)
     with pytest.raises(UserError, match=message) as error:
-        safe_pickle.load(io.BytesIO(data), trust=True)
+        trusted_source.load(io.BytesIO(data))
     assert "\n" not in error.value.format_message()
     assert not any(name.startswith("_trusted_source_") for name in sys.modules) or source == "x = 1"
 
@@ -264,6 +265,6 @@ def test_import_hooks_see_foreign_networks(monkeypatch):
         return meta
 
     persistence.import_hook(hook)
-    G = safe_pickle.load(io.BytesIO(data), trust=True)["G_ema"]
+    G = trusted_source.load(io.BytesIO(data))["G_ema"]
     assert seen[-1] == "TriPlaneThing" and "SynthesisLayer" in seen
     assert type(G)(4).note == ("changed", 0.25)

@@ -1,4 +1,4 @@
-"""What a stored module consists of beside its init arguments: named tensors and flags."""
+"""A module as init arguments, named tensors and flags, and back."""
 
 from __future__ import annotations
 
@@ -10,54 +10,97 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from dnnlib.util import UserError
 from torch_utils.misc import KeepsFilters, named_params_and_buffers
-from torch_utils.tensor_bytes import StoredTensor
 
 
 def get_state(module: torch.nn.Module) -> dict[str, Any]:
-    """A plain dict: `tensors` by name, `training` flag and the submodules of another mind, the `trainable` parameters."""
+    """`tensors`: the module's own, by name. `training`: its mode. `training_differs`: submodules whose mode differs from
+    it. `trainable`: the parameters that require gradients.
+    """
     return dict(
-        tensors={name: StoredTensor(tensor) for name, tensor in named_params_and_buffers(module)},
+        tensors=dict(named_params_and_buffers(module)),
         training=module.training,
         training_differs=[name for name, child in module.named_modules() if child.training != module.training],
         trainable=[name for name, param in module.named_parameters() if param.requires_grad],
     )
 
 
-def set_state(module: torch.nn.Module, state: dict[str, Any], owner: str, may_lack: str = "",
-              kept_dtypes: Collection[torch.dtype] | None = None) -> None:
-    """Puts tensors and flags in their places; the tensors become the module's own, without a copy unless they take on its dtypes.
+def restore(cls: type, args: Sequence, kwargs: dict, state: dict[str, Any], is_ours: bool, may_lack: str = "",
+            kept_dtypes: Collection[torch.dtype] | None = None) -> torch.nn.Module:
+    """A module on the CPU with these init arguments and this state. Leaves torch's random state alone.
 
-    Tensors of `kept_dtypes` (None: all) keep them, save for filters (`misc.KeepsFilters`); others take on the module's.
+    The state's tensors become the module's, without a copy unless they are converted: those of `kept_dtypes` (None: all)
+    are not, save for filters (`misc.KeepsFilters`); others get the dtype that the constructor chose. Where the state lacks
+    tensors whose names match the pattern `may_lack`, or that no state_dict has, the constructor's values stay.
 
-    Names and shapes must agree, else UserError naming `owner` and the tensor, and nothing has changed. Where the state lacks
-    a tensor whose name matches the regular expression `may_lack`, the module keeps its own.
+    is_ours: a class of this project. It is built without memory for its tensors, and its arguments have limits.
+    Raises UserError where arguments, names and shapes do not fit together.
     """
     tensors = state.get("tensors")
     if not isinstance(tensors, dict):
-        raise UserError(f"{owner}: the file holds no tensors for it")
-    slots = dict(named_params_and_buffers(module))
-    missing = [name for name in slots if name not in tensors and not (may_lack and re.fullmatch(may_lack, name))]
-    if missing:
-        lasting = module.state_dict().keys()           # the constructor has computed what is not in there
-        missing = [name for name in missing if name in lasting]
-        if missing:
-            raise UserError(f"{owner}: the file lacks its tensor {_first(missing)}")
-    extra = [str(name) for name in tensors if name not in slots]
-    if extra:
-        raise UserError(f"{owner} has no such tensor as {_first(extra)} in the file")
-    for name, tensor in tensors.items():
-        _check_fit(tensor, slots[name], f"{owner}: its tensor {name!r}")
+        raise UserError("the file holds no tensors for it")
+    module = _construct(cls, args, kwargs, is_ours, "meta" if is_ours else "cpu")
+    lacking = _check_fit(module, tensors, may_lack)
+    if lacking and is_ours:
+        module = _construct(cls, args, kwargs, is_ours, "cpu")
 
+    slots = dict(named_params_and_buffers(module))
     filters = {f"{prefix}.{name}" if prefix else name for prefix, part in module.named_modules()
                if isinstance(part, KeepsFilters) for name in part.FILTERS}
+    values = {}
     for name, tensor in tensors.items():
         keeps = name not in filters and (kept_dtypes is None or tensor.dtype in kept_dtypes)
-        # The parameter object stays, and with it whatever shares it.
-        slots[name].data = tensor.detach().to(tensor.dtype if keeps else slots[name].dtype)
+        values[name] = tensor.detach().to(tensor.dtype if keeps else slots[name].dtype)
+    if is_ours and not lacking:
+        module.load_state_dict(values, assign=True)
+    else:
+        for name, value in values.items():
+            slots[name].data = value                    # the parameter stays the same object, for all that share it
+    _set_flags(module, state)
+    return module
+
+
+def _construct(cls: type, args: Sequence, kwargs: dict, is_ours: bool, device: str) -> torch.nn.Module:
+    try:
+        if is_ours:
+            _check_arguments(dict(inspect.signature(cls).bind_partial(*args, **kwargs).arguments))
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return cls(*args, **kwargs)
+    except UserError:
+        raise
+    except Exception as error:           # a constructor may raise anything if it gets arguments of another class
+        raise UserError(f"it cannot be built from the init arguments in the file: {type(error).__name__}: {error}") from error
+
+
+def _check_fit(module: torch.nn.Module, tensors: dict[str, Any], may_lack: str) -> list[str]:
+    """The names of the tensors that the file lacks and may lack. Raises UserError unless the others fit the module."""
+    slots = dict(named_params_and_buffers(module))
+    stored = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, Tensor))
+    if sum(slot.numel() for slot in slots.values()) > 2 * stored + SPARE_ELEMENTS:
+        raise UserError("the init arguments ask for far more numbers than the file has")
+    lacking = [name for name in slots if name not in tensors]
+    lasting = module.state_dict().keys()
+    missing = [name for name in lacking if name in lasting and not (may_lack and re.fullmatch(may_lack, name))]
+    if missing:
+        raise UserError(f"the file lacks its tensor {_first(missing)}")
+    extra = [str(name) for name in tensors if name not in slots]
+    if extra:
+        raise UserError(f"it has no such tensor as {_first(extra)} in the file")
+    for name, tensor in tensors.items():
+        slot = slots[name]
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"its tensor {name!r} is stored as {type(tensor).__name__}")
+        if tensor.shape != slot.shape:
+            raise UserError(f"its tensor {name!r} is stored with the shape {list(tensor.shape)}, expected {list(slot.shape)}")
+        if (tensor.is_floating_point(), tensor.is_complex()) != (slot.is_floating_point(), slot.is_complex()):
+            raise UserError(f"its tensor {name!r} is stored as {tensor.dtype}, expected {slot.dtype}")
+    return lacking
+
+
+def _set_flags(module: torch.nn.Module, state: dict[str, Any]) -> None:
     trainable = set(state.get("trainable", ()))
     for name, param in module.named_parameters():
         param.requires_grad_(name in trainable)
@@ -77,24 +120,15 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _check_fit(tensor: Any, slot: torch.Tensor, what: str) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise UserError(f"{what} is stored as {type(tensor).__name__}")
-    if tensor.shape != slot.shape:
-        raise UserError(f"{what} is stored with the shape {list(tensor.shape)}, expected {list(slot.shape)}")
-    if (tensor.is_floating_point(), tensor.is_complex()) != (slot.is_floating_point(), slot.is_complex()):
-        raise UserError(f"{what} is stored as {tensor.dtype}, expected {slot.dtype}")
-
-
 def _first(names: list[str]) -> str:
     return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Building a module from arguments that a file chose.
+# Limits of arguments that a file chose.
 
 MAX_INT = 2 ** 20                        # no argument of a network is larger
-LIMITS = dict(                           # of arguments that multiply what constructors compute beside torch's tensors: names -> least, most
+LIMITS = dict(                           # (least, most) of arguments on which the time and memory of a constructor depend
     img_resolution=(4, 2 ** 14), num_layers=(0, 1024), num_critical=(0, 1024), filter_size=(1, 16), lrelu_upsampling=(1, 4),
     first_cutoff=(0.5, 2 ** 12), first_stopband=(0.5, 2 ** 12), last_stopband_rel=(0.5, 16),
 )
@@ -102,24 +136,8 @@ SPARE_ELEMENTS = 2 ** 22                 # of tensors that a constructor makes b
 MAX_DEPTH = 8                            # of arguments within arguments
 
 
-def construct(cls: type, args: Sequence, kwargs: dict, is_ours: bool, stored_elements: int | None = None) -> torch.nn.Module:
-    """An instance on the CPU whose tensors are about to be replaced. Leaves torch's random state alone.
-
-    is_ours: a class of this project, which keeps all random tensors as parameters or buffers, so that they are left uninitialised here;
-    its arguments have limits. stored_elements: how many numbers there are to replace them; UserError where the arguments ask for
-    far more. None: neither limit.
-    """
-    budget = math.inf
-    if stored_elements is not None:
-        if is_ours:
-            _check_arguments(dict(inspect.signature(cls).bind_partial(*args, **kwargs).arguments))
-        budget = 2 * stored_elements + SPARE_ELEMENTS
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _Factories(is_ours, budget):
-        return cls(*args, **kwargs)
-
-
 def _check_arguments(value: Any, name: str = "", depth: int = 0) -> None:
-    """Numbers that are finite and of a size that networks have."""
+    """Raises UserError for numbers that are not finite, or larger than networks have."""
     if depth > MAX_DEPTH:
         raise UserError("the init arguments in the file are nested too deeply")
     if isinstance(value, dict):
@@ -134,39 +152,3 @@ def _check_arguments(value: Any, name: str = "", depth: int = 0) -> None:
             raise UserError(f"the init argument {name[:40]!r} in the file is {value}; expected a finite number")
         if not least <= value <= most:
             raise UserError(f"the init argument {name[:40]!r} in the file is out of range; expected {least} to {most}")
-
-
-class _Factories(TorchFunctionMode):
-    """Within, new tensors count against a budget of elements; with `skip_random_init` random ones are uninitialised memory, and scaling those by a
-    number leaves them as they are. Touching the memory would cost more than reading the file.
-    """
-
-    _SIZED = (torch.randn, torch.rand, torch.zeros, torch.ones, torch.empty)
-    _SCALING = (torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.div, torch.Tensor.__truediv__)
-
-    def __init__(self, skip_random_init: bool, budget: float):
-        super().__init__()
-        self.skip_random_init = skip_random_init
-        self.budget = budget
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in self._SIZED:
-            size = kwargs.get("size", args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args)
-            self._spend(math.prod(int(n) for n in size))
-        elif func is torch.full:
-            self._spend(math.prod(int(n) for n in kwargs.get("size", args[:1] and args[0])))
-        if self.skip_random_init:
-            if func in (torch.randn, torch.rand):
-                kwargs.pop("generator", None)
-                tensor = torch.empty(*args, **kwargs)
-                tensor.is_uninitialised = True
-                return tensor
-            if func in self._SCALING and getattr(args[0], "is_uninitialised", False) and isinstance(args[1], (int, float)):
-                return args[0]
-        return func(*args, **kwargs)
-
-    def _spend(self, elements: int) -> None:
-        self.budget -= max(elements, 1)
-        if self.budget < 0:
-            raise UserError("the init arguments ask for far more numbers than the file has")

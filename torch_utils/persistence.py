@@ -9,12 +9,13 @@
         dump(net, stream)                    # or pickle.dump: also a file without code
     net = pickle.load(open("net.pkl", "rb"))
 
-A module comes back by calling its constructor with the stored arguments and putting the stored tensors in their places: its
-parameters, buffers, training and requires_grad flags. Whatever else was changed after construction is not stored. A
-persistent object that is no module comes back with its attributes. Tensors come back on the CPU.
+To load a module, its constructor is called with the stored arguments, and the stored tensors replace its parameters and
+buffers. The flags training and requires_grad are stored too; other changes after construction are not. A persistent
+object that is not a module comes back with its attributes. Tensors come back on the CPU, as plain bytes in the file:
+without torch.load and without a copy, since protocol 5 reads them into a bytearray that the tensor keeps.
 
-Files in the released format of StyleGAN2-ADA-PyTorch, StyleGAN3 and ray conditioning embed source code. It is ignored:
-`released_format` tells which of our classes the tensors belong to.
+Files of StyleGAN2-ADA-PyTorch, StyleGAN3 and the released ray conditioning call the same function as ours, with source
+code. `network_files.released_format` reads these and ignores the source.
 """
 
 from __future__ import annotations
@@ -23,27 +24,30 @@ import copy
 import functools
 import importlib
 import inspect
+import math
 import os
 import pickle
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import torch
+from torch import Tensor
 
-from dnnlib.util import EasyDict, UserError, open_whole
-from torch_utils import module_state, released_format, tensorflow_format
-from torch_utils.tensor_bytes import StoredTensor
+from dnnlib.util import EasyDict, UserError, get_obj_by_name, open_whole
+from torch_utils import module_state
 
-__all__ = ["describe", "dump", "import_hook", "is_persistent", "persistent_class", "rebuild", "rebuild_like", "save"]
+__all__ = ["decode_tensor", "describe", "dump", "import_hook", "is_persistent", "persistent_class", "rebuild", "rebuild_like",
+           "save"]
 
 FORMAT_VERSION = 7                       # 6 and below: the released format
 
-# Packages whose modules a file may have imported. Classes from elsewhere must have been imported by whoever loads the file.
+# Loading imports the modules of these packages by name. Modules of others must be imported before the file is loaded.
 OWN_PACKAGES = ("training", "metrics", "inversion", "torch_utils")
+RELEASED_FORMAT = "network_files.released_format.rebuild"          # reads entries with source code; a layer above this one
 
 COMPUTING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights, in which our networks compute
 
-FOREIGN_MODULES = "_trusted_source_"     # how the modules begin that trusted_source makes of the code in a file: no other process has them
+FOREIGN_MODULES = "_trusted_source_"     # modules that were made from the code in a file begin so; no other process has them
 
 _classes: dict[str, type] = {}           # full name -> class, of all persistent classes
 _import_hooks: list[Callable] = []
@@ -54,21 +58,22 @@ T = TypeVar("T", bound=type)
 def persistent_class(cls: T) -> T:
     """Class decorator: instances know their init arguments (`init_args`, `init_kwargs`: copies) and pickle without code.
 
-    A subclass needs the decorator too, else its instances cannot be pickled (they would come back as their base class).
+    A subclass needs the decorator too. Without it, its instances cannot be pickled, as they would come back as the base.
     """
     assert isinstance(cls, type), f"{cls!r}, expected a class"
     constructor = cls.__init__
 
     @functools.wraps(constructor)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        if "_init_args" not in self.__dict__:          # the constructor of the instance's own class comes before those of its bases
+        if "_init_args" not in self.__dict__:          # the instance's own class comes before its bases
             self.__dict__["_init_args"] = copy.deepcopy(args)
             self.__dict__["_init_kwargs"] = copy.deepcopy(kwargs)
         constructor(self, *args, **kwargs)
 
     cls.__init__ = __init__
     cls.init_args = property(lambda self: copy.deepcopy(self.__dict__["_init_args"]), doc="Positional arguments it was built with, a copy.")
-    cls.init_kwargs = property(lambda self: EasyDict(copy.deepcopy(self.__dict__["_init_kwargs"])), doc="Keyword arguments likewise.")
+    cls.init_kwargs = property(lambda self: EasyDict(copy.deepcopy(self.__dict__["_init_kwargs"])),
+                               doc="Keyword arguments it was built with, a copy.")
     cls.__reduce_ex__ = _reduce
     if not hasattr(cls, "__deepcopy__"):
         cls.__deepcopy__ = _deepcopy
@@ -79,16 +84,16 @@ def persistent_class(cls: T) -> T:
 
 
 def is_persistent(obj: Any) -> bool:
-    """Whether that class, or the class of that object, is a persistent one."""
+    """Whether the class, or the object's class, is persistent."""
     cls = obj if isinstance(obj, type) else type(obj)
     return _classes.get(_full_name(cls)) is cls and not cls.__module__.startswith(FOREIGN_MODULES)
 
 
 def import_hook(hook: Callable[[EasyDict], EasyDict]) -> None:
-    """Registers `hook(meta) -> meta`, which may change what a file says of an object before it is rebuilt.
+    """Registers `hook(meta) -> meta`, which may change what a file says of an object before the object is rebuilt.
 
-    `meta` has type, version, class_name and state; our own files also have init_args and init_kwargs, released ones
-    module_src (never executed) and the arguments inside of state.
+    `meta` has type, version, class_name and state. Our own files also have init_args and init_kwargs. Released ones have
+    module_src, which is never run, and the arguments inside of state.
     """
     assert callable(hook), hook
     _import_hooks.append(hook)
@@ -100,14 +105,65 @@ def dump(obj: Any, stream: BinaryIO) -> None:
 
 
 def save(obj: Any, path: str | os.PathLike) -> None:
-    """`dump` into a file that is written aside, flushed to the disk and renamed: readers never meet half of it."""
+    """`dump` into a file that appears whole or not at all (dnnlib.util.open_whole)."""
     with open_whole(path) as stream:
         dump(obj, stream)
 
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        return StoredTensor(obj).__reduce_ex__(5) if type(obj) is torch.Tensor else NotImplemented
+        return StoredTensor(obj).__reduce_ex__(5) if type(obj) is Tensor else NotImplemented
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors as bytes.
+
+MAX_DIMENSIONS = 64                      # torch's own limit
+_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype) and f"torch.{name}" == str(dtype)}
+
+
+class StoredTensor:
+    """Pickles in the tensor's place as a call of `decode_tensor`. Loading gives a tensor on the CPU."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return decode_tensor, encode_tensor(self.tensor, protocol)
+
+
+def encode_tensor(tensor: Tensor, protocol: int = 5) -> tuple:
+    """The arguments of `decode_tensor`. Keeps the memory format of dense tensors and makes others contiguous."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise pickle.PicklingError(f"cannot store a tensor of layout {tensor.layout} and dtype {tensor.dtype} on {tensor.device}")
+    tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
+    order = tuple(sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d)))       # outermost in memory first
+    dense = tensor.permute(order).contiguous()
+    flat = dense.as_strided([dense.numel()], [1]).view(torch.uint8).numpy()               # one number may have any stride
+    data = pickle.PickleBuffer(flat) if protocol >= 5 else flat.tobytes()
+    name = str(tensor.dtype).removeprefix("torch.")
+    return (data, name, tuple(tensor.shape)) + (() if order == tuple(range(tensor.ndim)) else (order,))
+
+
+def decode_tensor(data: bytes | bytearray, dtype: str, shape: Sequence[int], order: Sequence[int] | None = None) -> Tensor:
+    """A tensor of that dtype ('float32', 'bfloat16', ...) and shape on those bytes. Files name this function.
+
+    order: the dimensions from the outermost to the innermost in memory; None: as in the shape. A bytearray is not copied.
+    Raises ValueError unless all of it fits together.
+    """
+    sized = isinstance(shape, (tuple, list)) and len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
+    order = range(len(shape)) if sized and order is None else order
+    ordered = (sized and isinstance(order, (tuple, list, range)) and len(order) == len(shape)
+               and all(type(d) is int for d in order) and sorted(order) == list(range(len(shape))))
+    known = isinstance(data, (bytes, bytearray)) and isinstance(dtype, str) and dtype in _DTYPES
+    if not (ordered and known and len(data) == math.prod(shape) * _DTYPES[dtype].itemsize):
+        size = f"{len(data)} bytes" if isinstance(data, (bytes, bytearray)) else type(data).__name__
+        rest = f"dtype {dtype}, shape {list(shape)}, order {list(order)}" if ordered and known else "unknown dtype, shape or order"
+        raise ValueError(f"a stored tensor of {size}, {rest} does not fit together")
+    if not data:
+        return torch.empty(tuple(shape), dtype=_DTYPES[dtype])
+    flat = torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=_DTYPES[dtype])
+    return flat.view([shape[d] for d in order]).permute([list(order).index(d) for d in range(len(shape))])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,56 +174,51 @@ def _full_name(cls: type) -> str:
 
 
 def describe(obj: Any) -> dict[str, Any]:
-    """What is stored of a persistent object; `rebuild` makes it again."""
+    """What is stored of a persistent object, with its own tensors; `rebuild` makes the object again."""
     if not is_persistent(obj):
-        raise pickle.PicklingError(f"{_full_name(type(obj))} extends a persistent class and is none itself; decorate it with @persistent_class")
+        raise pickle.PicklingError(f"{_full_name(type(obj))} extends a persistent class but is not persistent itself; "
+                                   "decorate it with @persistent_class")
     if isinstance(obj, torch.nn.Module):
         state = module_state.get_state(obj)
     else:
         state = {name: value for name, value in obj.__dict__.items() if name not in ("_init_args", "_init_kwargs")}
-    return dict(type="class", version=FORMAT_VERSION, class_name=_full_name(type(obj)), init_args=module_state.plain(obj.__dict__["_init_args"]),
+    return dict(type="class", version=FORMAT_VERSION, class_name=_full_name(type(obj)),
+                init_args=module_state.plain(obj.__dict__["_init_args"]),
                 init_kwargs=module_state.plain(obj.__dict__["_init_kwargs"]), state=state)
 
 
 def _reduce(self: Any, protocol: int) -> tuple:
-    return _reconstruct_persistent_obj, (describe(self),)
+    meta = describe(self)
+    if isinstance(self, torch.nn.Module):
+        meta["state"]["tensors"] = {name: StoredTensor(tensor) for name, tensor in meta["state"]["tensors"].items()}
+    return _reconstruct_persistent_obj, (meta,)
 
 
 def _refuse_attributes(self: Any, state: Any) -> None:
-    """No pickle of ours has attributes for a finished module; a file that does wants to tamper with it."""
+    """Our pickles have no attributes for a finished module. A file that has some wants to tamper with the module."""
     raise UserError(f"the file tries to change attributes of {_full_name(type(self))}")
 
 
 def _deepcopy(self: Any, memo: dict) -> Any:
-    """Without it, copy.deepcopy would go through the constructor."""
+    """Without this method, copy.deepcopy would call the constructor."""
     clone = memo[id(self)] = type(self).__new__(type(self))
     clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
     return clone
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Meta -> object. Files name this function (and tensor_bytes.decode).
+# Meta -> object.
 
 def _reconstruct_persistent_obj(meta: dict) -> Any:
-    """The object that `meta` describes. Raises UserError where its class, arguments or tensors do not fit."""
+    """The object that `meta` describes. Files name this function. Raises UserError where class, arguments or tensors
+    do not fit.
+    """
     meta = apply_import_hooks(meta)
-    if "module_src" not in meta:
-        return rebuild(meta)
-    part = released_format.Part.from_meta(meta)
-    if part.is_inner:
-        return part                      # the network around it takes its tensors
-    if part.class_name == "AugmentPipe":
-        return _rebuild_augment_pipe(part)
-    return rebuild(released_format.translate(part))
-
-
-def from_tensorflow(networks: Any) -> dict[str, torch.nn.Module]:
-    """The networks G, D and G_ema in a file of the TensorFlow era."""
-    return {name: rebuild(meta, may_lack=r".*\bresample_filter") for name, meta in tensorflow_format.translate(networks).items()}
+    return get_obj_by_name(RELEASED_FORMAT)(meta) if "module_src" in meta else rebuild(meta)
 
 
 def apply_import_hooks(meta: dict) -> EasyDict:
-    """What the hooks make of it. Raises UserError where it is no description of an object."""
+    """What the hooks make of it. Raises UserError unless it is a dict with a class name."""
     if not isinstance(meta, dict):
         raise UserError(f"a network stored as {type(meta).__name__}, expected a dict of class name and state")
     meta = EasyDict(meta)
@@ -176,48 +227,39 @@ def apply_import_hooks(meta: dict) -> EasyDict:
         assert isinstance(meta, dict), f"an import hook returned {meta!r}, expected the meta dict"
     name = meta.get("class_name")
     if not isinstance(name, str) or len(name) > 200:         # it appears in messages
-        raise UserError(f"a network whose class name is {type(name).__name__}{' of more than 200 letters' if isinstance(name, str) else ''}")
+        what = "longer than 200 letters" if isinstance(name, str) else type(name).__name__
+        raise UserError(f"a network whose class name is {what}, expected the name of a class")
     return meta
 
 
 def rebuild(meta: dict, may_lack: str = "", kept_dtypes: Collection[torch.dtype] = COMPUTING_DTYPES) -> Any:
-    """The object of a description in our own format. Tensors whose names match `may_lack` keep the constructor's values where the state has none.
-    Tensors of this project's classes keep the `kept_dtypes` and are converted from others; tensors of users' classes keep all.
+    """The object of a description in our own format.
+
+    Where the state lacks tensors whose names match the pattern `may_lack`, the constructor's values stay. Tensors of this
+    project's classes keep the `kept_dtypes` and are converted from others; tensors of users' classes keep all.
     Raises UserError where class, arguments and tensors do not fit together.
     """
     name, args, kwargs, state = (meta.get(key) for key in ("class_name", "init_args", "init_kwargs", "state"))
-    fits = isinstance(name, str) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict) and isinstance(state, dict)
-    if not fits:
+    if not isinstance(name, str):
+        raise UserError(f"an entry whose class name is {type(name).__name__}, expected the name of a class")
+    if not (isinstance(args, (tuple, list)) and isinstance(kwargs, dict) and isinstance(state, dict)):
         raise UserError(f"the entry for the class {name!r} is incomplete; expected class_name, init_args, init_kwargs and state")
     cls = resolve_class(name)
     if not issubclass(cls, torch.nn.Module):
         obj = cls.__new__(cls)
         obj.__dict__.update(_init_args=tuple(args), _init_kwargs=dict(kwargs), **state)
         return obj
-    tensors = state.get("tensors")
-    stored = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, torch.Tensor)) if isinstance(tensors, dict) else 0
+    is_ours = _is_ours(name)
     try:
-        module = module_state.construct(cls, args, kwargs, is_ours=_is_ours(name), stored_elements=stored)
+        return module_state.restore(cls, args, kwargs, state, is_ours, may_lack, kept_dtypes if is_ours else None)
     except UserError as error:
         raise UserError(f"{name}: {error.format_message()}") from error
-    except Exception as error:           # whatever a constructor makes of arguments that are not its own
-        raise UserError(f"{name} cannot be built from the init arguments in the file: {type(error).__name__}: {error}") from error
-    module_state.set_state(module, state, name, may_lack, kept_dtypes if _is_ours(name) else None)
-    return module
-
-
-def _rebuild_augment_pipe(part: released_format.Part) -> Any:
-    """Its filters are constants, of which ours keeps its own; `p` is all that a run changes."""
-    meta = released_format.translate_augment_pipe(part)
-    try:
-        resolve_class(meta["class_name"])
-    except UserError:
-        return part
-    return rebuild(meta, may_lack=".*")
 
 
 def rebuild_like(module: torch.nn.Module, **changes: Any) -> torch.nn.Module:
-    """A module of the same class with copies of its tensors and the same flags, some init arguments changed. Itself if nothing would change."""
+    """A module of the same class with copies of the tensors, the same flags and some init arguments changed. Returns the
+    module itself if nothing would change.
+    """
     assert is_persistent(module) and isinstance(module, torch.nn.Module), type(module)
     signature = inspect.signature(type(module))
     bound = signature.bind(*module.init_args, **module.init_kwargs).arguments
@@ -227,12 +269,12 @@ def rebuild_like(module: torch.nn.Module, **changes: Any) -> torch.nn.Module:
     if all(name in kwargs and kwargs[name] == value for name, value in changes.items()):
         return module
     state = module_state.get_state(module)
-    state["tensors"] = {name: stored.tensor.detach().clone() for name, stored in state["tensors"].items()}
+    state["tensors"] = {name: tensor.detach().clone() for name, tensor in state["tensors"].items()}
     return rebuild(dict(class_name=_full_name(type(module)), init_args=(), init_kwargs={**kwargs, **changes}, state=state))
 
 
 def resolve_class(name: str) -> type:
-    """The persistent class of that full name. Imports at most a module of this project, else UserError."""
+    """The persistent class of that full name. Imports modules of this project only. Raises UserError for an unknown class."""
     if name not in _classes and _is_ours(name):
         module = name.rpartition(".")[0]
         try:

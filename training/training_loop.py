@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import dnnlib
+import network_files
 from torch_utils import distributed, memory, misc, signals
 from training import continuing, image_grid, training_state
 from training.ada import make_augmentation
@@ -29,26 +30,26 @@ def training_loop(
     config:         dict,                               # From training.config.build_config(), or training_options.json.
     rank:           int                     = 0,        # Of this process among config.num_gpus.
     device:         torch.device | str | None = None,   # None: config.device.
-    load_network:   Callable | None         = None,     # file -> dict(G, D, G_ema); needed for config.resume_pkl.
     evaluate:       Callable | None         = None,     # (snapshot, run_dir, metric names) -> dict; None: no metrics.
     state:          str | None              = None,     # training-state-*.pt of config.run_dir to continue; None: config.resume_state, or begin.
 ) -> int:                                               # 0: trained to the end; else the signal that asked it to stop.
     """Trains in `config.run_dir`. Every process of the run calls it."""
     with signals.StopRequest() as stop:
         try:
-            _train(dnnlib.EasyDict(config), rank, torch.device(config["device"] if device is None else device), load_network, evaluate, state, stop)
+            device = torch.device(config["device"] if device is None else device)
+            _train(dnnlib.EasyDict(config), rank, device, evaluate, state, stop)
         except signals.Interrupted:
             pass
         return stop.number
 
 
-def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, load_network: Callable | None, evaluate: Callable | None, state_path: str | None,
+def _train(config: dnnlib.EasyDict, rank: int, device: torch.device, evaluate: Callable | None, state_path: str | None,
            stop: signals.StopRequest) -> None:
     set_backends(config, device)
     state_path = state_path or config.get("resume_state")
     state = None if state_path is None else training_state.load(state_path)
     dataset = dnnlib.util.construct_class_by_name(**config.training_set_kwargs)
-    progress = make_progress(config, dataset, device, load_network, state, state_path)
+    progress = make_progress(config, dataset, device, state, state_path)
     G, D, status = progress.G, progress.D, progress.status
     if rank == 0:
         describe(G, D, dataset, config.batch_gpu, device)
@@ -138,10 +139,10 @@ class Maintenance:
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-def make_progress(config: dnnlib.EasyDict, dataset: Any, device: torch.device, load_network: Callable | None, state: dict | None,
+def make_progress(config: dnnlib.EasyDict, dataset: Any, device: torch.device, state: dict | None,
                   state_path: str | None) -> Progress:
     """Networks, optimisers, loss and counters: of a new run, or those of a state. The same on all ranks."""
-    G, D, G_ema = make_networks(config, device, load_network, fresh=state is None, dataset=dataset)
+    G, D, G_ema = make_networks(config, device, fresh=state is None, dataset=dataset)
     augmentation = make_augmentation(config, device)
     loss = dnnlib.util.construct_class_by_name(device=device, G=G, D=D, augment_pipe=augmentation.pipe, **config.loss_kwargs)
     phases = make_phases(G, D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
@@ -173,16 +174,17 @@ def network_kwargs(config: dict) -> tuple[dict, dict]:
     return dict(config["G_kwargs"], **common), dict(config["D_kwargs"], **common)
 
 
-def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: Callable | None, fresh: bool = True,
-                  dataset: Any = None) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
+def make_networks(config: dnnlib.EasyDict, device: torch.device, load_network: Callable[[str], dict] | None = None,
+                  fresh: bool = True, dataset: Any = None) -> tuple[torch.nn.Module, torch.nn.Module, GeneratorEMA]:
     """G, D and the average of G: new ones, if `fresh` warm-started from config.resume_pkl. The same on all ranks.
 
-    dataset: whose labels D learns to tell; None: their mean is 0 and their deviation 1.
+    load_network: reads config.resume_pkl in place of `network_files.read`, for scripts with another reader or with
+    networks in memory. dataset: whose labels D learns to tell; None: their mean is 0 and their deviation 1.
     """
     G, D = (dnnlib.util.construct_class_by_name(**kwargs).train().requires_grad_(False).to(device) for kwargs in network_kwargs(config))
     ema = GeneratorEMA(G, config.ema_kimg, config.ema_rampup)
     if fresh and config.resume_pkl is not None:
-        sources, notes = sources_of(load_network(config.resume_pkl), config.resume_pkl)
+        sources, notes = sources_of((load_network or network_files.read)(config.resume_pkl), config.resume_pkl)
         targets = dict(G=G, D=D, G_ema=ema.model)
         reports = [warm_start(targets[name], source, config.ray_init, name) for name, source in sources.items() if source is not None]
         check_match(reports, config.resume_pkl)

@@ -24,8 +24,8 @@ import torch
 
 from dnnlib import UserError
 from dnnlib.util import open_whole
+from network_files.restricted_pickle import Allowed, RestrictedUnpickler
 from torch_utils import distributed, misc
-from torch_utils.pickle_scan import Rules, scan
 from training.ada import NoAugmentation
 from training.ema import GeneratorEMA
 from training.phases import Phase
@@ -177,9 +177,18 @@ class _Sink:
 
 KINDS = dict(format=int, step=int, networks=dict, optimizers=dict, pl_mean=torch.Tensor, augmentation=dict, status=dict, random=list, config=str)
 MAX_PICKLE_BYTES = 64 * 2 ** 20          # of what is no tensor
-_TENSOR_NAMES = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-                 *(f"torch.{kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")))
-_RULES = Rules(_TENSOR_NAMES, dicts=("collections.OrderedDict",), persistent_ids=True)
+_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_ALLOWED = {allowed.name: allowed for allowed in (
+    Allowed("collections.OrderedDict", dict),
+    *(Allowed(f"torch._utils.{name}", lambda *args: None) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")),
+    *(Allowed(f"torch.{kind}Storage") for kind in _STORAGES))}
+
+
+class _Trial(RestrictedUnpickler):
+    """Reads a state's pickle without its tensors."""
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
 
 
 def load(path: str, mmap: bool = False) -> dict[str, Any]:
@@ -222,7 +231,7 @@ def _check_archive(path: str) -> None:
         pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
             raise UserError(f"it has {len(pickles)} pickles, expected one of at most {MAX_PICKLE_BYTES >> 20} MiB")
-        scan(io.BytesIO(archive.read(pickles[0])), _RULES)
+        _Trial(io.BytesIO(archive.read(pickles[0])), _ALLOWED).load()
 
 
 def _check_kinds(state: dict[str, Any], path: str) -> None:

@@ -16,7 +16,7 @@ import math
 import os
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from dnnlib.util import UserError, open_whole
 from torch_utils import persistence
@@ -32,13 +32,13 @@ _MAX_HEADER = 2 ** 24                    # bytes; that of a large network takes 
 def save(data: dict[str, Any], path: str | os.PathLike) -> None:
     """Writes the networks in `data` (as of legacy.load_network_pkl), its camera statistics and notes; whole or not at all."""
     document: dict[str, Any] = dict(format=FORMAT_VERSION, networks={})
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key in NETWORKS:
         if data.get(key) is not None:
             meta = persistence.describe(data[key])
             state = meta["state"]
-            tensors.update({f"{key}.{name}": stored.tensor for name, stored in state["tensors"].items()})
-            document["networks"][key] = dict(class_name=meta["class_name"], init_args=meta["init_args"], init_kwargs=meta["init_kwargs"],
+            tensors.update({f"{key}.{name}": tensor for name, tensor in state["tensors"].items()})
+            document["networks"][key] = dict({entry: meta[entry] for entry in ("class_name", "init_args", "init_kwargs")},
                                              rays=getattr(data[key], "rays", None), **{flag: state[flag] for flag in _FLAGS})
     document.update({key: data[key] for key in ("camera_stats", *NOTES) if data.get(key) is not None})
     try:
@@ -119,9 +119,9 @@ def _finite(text: str) -> float:
     return float(text)
 
 
-def _tensors(archive: Any, networks: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+def _tensors(archive: Any, networks: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
     """By network and name."""
-    found: dict[str, dict[str, torch.Tensor]] = {key: {} for key in networks}
+    found: dict[str, dict[str, Tensor]] = {key: {} for key in networks}
     for full_name in archive.keys():
         key, _, name = full_name.partition(".")
         if key not in found:
@@ -130,7 +130,7 @@ def _tensors(archive: Any, networks: dict[str, Any]) -> dict[str, dict[str, torc
     return found
 
 
-def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous on the CPU, none on the memory of another, as the format wants them."""
     seen: set[int] = set()
     separate = {}

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 import legacy
 from camera_utils import camera_for
 from dnnlib import UserError
-from torch_utils import persistence, sharing
+from network_files import safetensors_format
+from torch_utils import persistence
 from training import networks_raycond2
 
 pytest.importorskip("safetensors")
@@ -103,8 +104,8 @@ def test_flags_survive(snapshot, tmp_path):
     G = tiny()
     G.mapping.train()
     G.synthesis.b4.requires_grad_(True)
-    sharing.save(dict(G=G), tmp_path / "g.safetensors")
-    again = sharing.load(tmp_path / "g.safetensors")["G"]
+    safetensors_format.save(dict(G=G), tmp_path / "g.safetensors")
+    again = safetensors_format.load(tmp_path / "g.safetensors")["G"]
     assert [m.training for m in again.modules()] == [m.training for m in G.modules()]
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in G.parameters()]
 
@@ -234,8 +235,8 @@ def test_dtypes_layouts_and_shared_memory(tmp_path):
     memory = torch.randn(16)
     G.mapping.fc0.bias.data, G.mapping.fc1.bias.data = memory[:8], memory[4:12]
     G.synthesis.b16.conv0.weight.data = G.synthesis.b16.conv0.weight.data.to(memory_format=torch.channels_last)
-    sharing.save(dict(G=G), tmp_path / "g.safetensors")
-    again = sharing.load(tmp_path / "g.safetensors")["G"]
+    safetensors_format.save(dict(G=G), tmp_path / "g.safetensors")
+    again = safetensors_format.load(tmp_path / "g.safetensors")["G"]
     for (name, a), (_, b) in zip(G.state_dict().items(), again.state_dict().items()):
         assert b.dtype == torch.float32 and torch.equal(a.float(), b), name
 
@@ -251,5 +252,5 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     path.write_bytes(b"before")
     monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
-        sharing.save(dict(G_ema=tiny()), path)
+        safetensors_format.save(dict(G_ema=tiny()), path)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
+from torch_utils import persistence
 from torch_utils.module_state import plain
 
 # What changes the function and is not seen in the variables: the values that our networks have.
@@ -73,10 +74,16 @@ def is_network(obj: Any) -> bool:
     return isinstance(obj, (tuple, Network))
 
 
+def rebuild(networks: Any) -> dict[str, torch.nn.Module]:
+    """(G, D, Gs) -> our networks by the names G, D and G_ema."""
+    return {name: persistence.rebuild(meta, may_lack=r".*\bresample_filter") for name, meta in translate(networks).items()}
+
+
 def translate(networks: Any) -> dict[str, dict[str, Any]]:
-    """(G, D, Gs) -> metas of our own format by the names G, D and G_ema. Raises UserError for networks that are no StyleGAN2."""
+    """(G, D, Gs) -> metas of our own format by the names G, D and G_ema. Raises UserError unless they are StyleGAN2's."""
     if type(networks) is Network:
-        raise UserError(f"a single TensorFlow network, {networks.name!r}; expected a StyleGAN2 or StyleGAN2-ADA network file, which holds (G, D, Gs)")
+        raise UserError(f"a single TensorFlow network, {networks.name!r}; "
+                        "expected a StyleGAN2 or StyleGAN2-ADA network file, which holds (G, D, Gs)")
     if not (isinstance(networks, (tuple, list)) and len(networks) == 3 and all(type(network) is Network for network in networks)):
         raise UserError("TensorFlow networks in another form than (G, D, Gs); expected a StyleGAN2 or StyleGAN2-ADA network file")
     G, D, Gs = networks

@@ -1,10 +1,11 @@
-"""Network files whose embedded source code may run, because the user trusts them: `--trust`.
+"""Network files whose source code may run, because the user trusts them: `--trust`.
 
-Networks that this project has are still rebuilt as its own classes, without a look at their source. For all others the
-source in the file is executed, once for all that share it, as a module of its own; its classes take the stored attributes.
-What such sources import (torch_utils, training, dnnlib, torch, numpy) comes from this project and its environment.
+Networks that this project has are still rebuilt as its own classes, and their source is not run. For all others the
+source in the file is run, once for all modules that share it, as a module of its own. Its classes take the stored
+attributes. What such sources import (torch_utils, training, dnnlib, torch, numpy) comes from this project and its
+environment.
 
-Such an object can be used; it cannot be saved again, since its class exists in this process only.
+Such a network can be used but not saved again, since its class exists in this process only.
 """
 
 from __future__ import annotations
@@ -19,34 +20,36 @@ from typing import Any, BinaryIO
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import persistence, released_format, safe_pickle
+from network_files import known_names, released_format
+from torch_utils import persistence
 
 
 def load(stream: BinaryIO) -> Any:
-    """The object in the stream. Runs what the file asks for. Raises UserError where its source fails."""
+    """The object in the stream. Imports and runs what the file asks for. Raises UserError where its source fails."""
     return _finish(_Unpickler(stream).load(), set())         # a part that stands alone is a foreign network, too
 
 
 class _Unpickler(pickle.Unpickler):
-    """Prefers this project's readers, which know storages from GPUs and old names of numpy; imports all other names."""
+    """Prefers this project's readers, which know storages from GPUs and old names of numpy. Imports all other names."""
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
-        if full_name == safe_pickle.RECONSTRUCT:
+        if full_name == known_names.RECONSTRUCT:
             return _reconstruct
-        return safe_pickle.ALLOWED[full_name] if full_name in safe_pickle.ALLOWED else super().find_class(module, name)
+        known = known_names.ALLOWED.get(full_name)
+        return super().find_class(module, name) if known is None or known.function is None else known.function
 
 
 @dataclass
 class _Part(released_format.Part):
-    """A stored module with its source, which waits for what the network around it turns out to be."""
+    """A stored module with its source. What becomes of it depends on the network around it."""
 
     source: str = field(default="", repr=False)
-    built: Any = field(default=None, repr=False)             # the module that it has become
+    built: Any = field(default=None, repr=False)             # the module that it became
 
 
 def _reconstruct(meta: dict) -> Any:
-    """As persistence._reconstruct_persistent_obj; a class from no known family comes from its source."""
+    """Like persistence._reconstruct_persistent_obj, but makes unknown classes from their source."""
     source = meta.get("module_src") if isinstance(meta, dict) else None
     if not isinstance(source, str):
         return persistence._reconstruct_persistent_obj(meta)
@@ -61,7 +64,7 @@ def _reconstruct(meta: dict) -> Any:
     if _has_foreign_parts(part):
         return _finish(part, set())
     if part.class_name == "AugmentPipe":
-        return persistence._rebuild_augment_pipe(part)
+        return released_format.rebuild_augment_pipe(part)
     try:
         description = released_format.translate(part)
     except UserError:
@@ -70,13 +73,13 @@ def _reconstruct(meta: dict) -> Any:
 
 
 def _has_foreign_parts(part: released_format.Part) -> bool:
-    """Whether modules in it have been built from source. `translate` would overlook them."""
+    """Whether modules in it were built from source. `translate` would overlook them."""
     children = [child for child in part.state["_modules"].values() if child is not None]
     return any(not isinstance(child, released_format.Part) or _has_foreign_parts(child) for child in children)
 
 
 def _finish(value: Any, seen: set[int]) -> Any:
-    """The value with modules in the place of the parts within it. `seen`: the containers that are done, by id."""
+    """The value, with the parts in it replaced by modules. `seen`: the containers that are done, by id."""
     if isinstance(value, _Part):
         value.built = _from_source(value.class_name, value.state, value.source) if value.built is None else value.built
         return value.built
@@ -95,7 +98,7 @@ def _finish(value: Any, seen: set[int]) -> Any:
 
 
 def _from_source(class_name: str, state: Any, source: str) -> Any:
-    """The object of that class, as the source defines it, with these attributes and not through its constructor."""
+    """An object of the class that the source defines, with these attributes. Its constructor is not called."""
     module = _module_from(source)
     cls = getattr(module, str(class_name), None)
     if not isinstance(cls, type):
@@ -113,7 +116,7 @@ def _from_source(class_name: str, state: Any, source: str) -> Any:
 
 
 def _module_from(source: str) -> types.ModuleType:
-    """Executes the source, the first time."""
+    """The module that the source makes. Runs the source the first time."""
     name = f"{persistence.FOREIGN_MODULES}{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     if name not in sys.modules:
         module = types.ModuleType(name, "Source code from a network file.")
