@@ -175,7 +175,7 @@ def _array_shell(*args: Any) -> _Array:
 
 
 def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    _expect(isinstance(data, (bytes, bytearray)) and isinstance(dtype, _DType) and order in ("C", "F"),
+    _expect(isinstance(data, (bytes, memoryview)) and isinstance(dtype, _DType) and order in ("C", "F"),
             "a numpy array", (shape, order))
     return np.frombuffer(data, dtype=dtype.resolve()).reshape(shape, order=order)
 

@@ -31,6 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from dnnlib.util import UserError
 
 MAX_OPCODES = 1_000_000                 # small StyleGANs have 20,000, and the number grows with the layers only
@@ -39,6 +41,10 @@ MAX_LINE = 216                          # bytes of a line, such as a module's na
 UNIT_BYTES = 1024                       # a value weighs 1, and 1 more for each such piece of text or bytes
 BASE_WEIGHT = 500_000                   # that calls may be given in files of any size; small StyleGANs need 60,000
 WEIGHT_PER_UNIT = 16                    # and for each piece of the file: a tensor passes through some five nested calls
+
+
+_BODIES = (str, bytes, memoryview)
+_ATOMS = (*_BODIES, int, float, type(None))
 
 
 class Refused(UserError):
@@ -55,7 +61,7 @@ class Allowed:
     takes_state: bool = False           # the result has a __setstate__ that checks what it gets
 
 
-@dataclass
+@dataclass(slots=True)
 class _Known:
     """A container, or the result of a call."""
 
@@ -129,9 +135,9 @@ class RestrictedUnpickler:
             raise pickle.UnpicklingError("it has a line that does not end")
         return line[:-1].decode()
 
-    def buffer(self) -> bytearray:
-        """Straight into memory that a tensor can keep."""
-        data = bytearray(self.check(self.number(8)))
+    def buffer(self) -> memoryview:
+        """Memory that a tensor can keep. A bytearray, which the file means, would first be filled with zeros."""
+        data = np.empty(self.check(self.number(8)), dtype=np.uint8).data
         self.left -= len(data)
         if self.stream.readinto(data) != len(data):
             raise pickle.UnpicklingError("it ends too early")
@@ -181,16 +187,17 @@ class RestrictedUnpickler:
 
     def new(self, value: Any, parts: Sequence[Any] = (), made_by: Allowed | None = None) -> None:
         """Pushes a container of these parts, or the result of a call with them."""
-        if not isinstance(value, (str, bytes, bytearray, int, float, type(None))):
+        if not isinstance(value, _ATOMS):
             known = self.known[id(value)] = _Known(value, made_by=made_by)
-            self.fill(known, parts)
-        self.push(value)
+            if parts:
+                self.fill(known, parts)
+        self.stack.append(value)
 
     def fill(self, target: _Known, parts: Sequence[Any]) -> None:
         """Counts these parts as the target's."""
         for part in parts:
-            if id(part) in self.known:
-                known = self.known[id(part)]
+            known = self.known.get(id(part))
+            if known is not None:
                 known.inside = True
                 target.depth = max(target.depth, known.depth + 1)
             target.weight += self.weight(part)
@@ -202,7 +209,7 @@ class RestrictedUnpickler:
             raise Refused("it repeats its own parts without end; it was not loaded")
 
     def weight(self, value: Any) -> int:
-        if isinstance(value, (str, bytes, bytearray)):
+        if isinstance(value, _BODIES):
             return 1 + len(value) // UNIT_BYTES
         return self.known[id(value)].weight if id(value) in self.known else 1
 

@@ -145,24 +145,25 @@ def encode_tensor(tensor: Tensor, protocol: int = 5) -> tuple:
     return (data, name, tuple(tensor.shape)) + (() if order == tuple(range(tensor.ndim)) else (order,))
 
 
-def decode_tensor(data: bytes | bytearray, dtype: str, shape: Sequence[int], order: Sequence[int] | None = None) -> Tensor:
+def decode_tensor(data: bytes | bytearray | memoryview, dtype: str, shape: Sequence[int],
+                  order: Sequence[int] | None = None) -> Tensor:
     """A tensor of that dtype ('float32', 'bfloat16', ...) and shape on those bytes. Files name this function.
 
-    order: the dimensions from the outermost to the innermost in memory; None: as in the shape. A bytearray is not copied.
+    order: the dimensions from the outermost to the innermost in memory; None: as in the shape. Only bytes are copied.
     Raises ValueError unless all of it fits together.
     """
     sized = isinstance(shape, (tuple, list)) and len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
     order = range(len(shape)) if sized and order is None else order
     ordered = (sized and isinstance(order, (tuple, list, range)) and len(order) == len(shape)
                and all(type(d) is int for d in order) and sorted(order) == list(range(len(shape))))
-    known = isinstance(data, (bytes, bytearray)) and isinstance(dtype, str) and dtype in _DTYPES
+    known = isinstance(data, (bytes, bytearray, memoryview)) and isinstance(dtype, str) and dtype in _DTYPES
     if not (ordered and known and len(data) == math.prod(shape) * _DTYPES[dtype].itemsize):
-        size = f"{len(data)} bytes" if isinstance(data, (bytes, bytearray)) else type(data).__name__
+        size = f"{len(data)} bytes" if isinstance(data, (bytes, bytearray, memoryview)) else type(data).__name__
         rest = f"dtype {dtype}, shape {list(shape)}, order {list(order)}" if ordered and known else "unknown dtype, shape or order"
         raise ValueError(f"a stored tensor of {size}, {rest} does not fit together")
     if not data:
         return torch.empty(tuple(shape), dtype=_DTYPES[dtype])
-    flat = torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=_DTYPES[dtype])
+    flat = torch.frombuffer(bytearray(data) if isinstance(data, bytes) else data, dtype=_DTYPES[dtype])
     return flat.view([shape[d] for d in order]).permute([list(order).index(d) for d in range(len(shape))])
 
 
