@@ -1,5 +1,5 @@
-"""The public way to load and convert network files. Runs nothing that a file embeds, unless told to; `network_files` has
-the formats.
+"""The public way to load and convert network files. Runs nothing that a file embeds, unless told to; `network_files`
+has the formats.
 
     networks = legacy.load_network_pkl("network-snapshot-000100.pkl")      # path, address or open file
     G = legacy.load_generator("heads.safetensors")                         # its G_ema
@@ -20,22 +20,24 @@ from network_files import KEYS, NETWORKS, read, safetensors_format
 from network_files.any_format import REMEDY, name_of, where_from
 from torch_utils import persistence
 
-__all__ = ["KEYS", "NETWORKS", "generator_of", "load_generator", "load_network_pkl", "trust_option", "warn_of_trust", "where_from"]
+__all__ = ["KEYS", "NETWORKS", "generator_of", "load_generator", "load_network_pkl", "trust_option", "warn_of_trust",
+           "where_from"]
 
 
 def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, trust: bool = False) -> dict[str, Any]:
-    """The networks in a file: dict(G, D, G_ema, augment_pipe, training_set_kwargs, camera_stats), None for what it lacks;
-    also licence and origin, if it states them.
+    """The networks in a file: dict(G, D, G_ema, augment_pipe, training_set_kwargs, camera_stats), None for what it
+    lacks; also licence and origin, if it states them.
 
-    f: path, address (http, https, file) or a stream open for reading. force_fp16: rebuild the networks with half precision
-    in the four highest resolutions. trust: run the code in a pickle of other projects' networks; never for files of people
-    you do not know. Raises UserError, one line, as `network_files.read` does.
+    f: path, address (http, https, file) or a stream open for reading. force_fp16: rebuild the networks with half
+    precision in the four highest resolutions. trust: run the code in a pickle of other projects' networks; never for
+    files of people you do not know. Raises UserError, one line, as `network_files.read` does.
     """
     data = read(f, trust)
     if force_fp16:
         for key in NETWORKS:
             if data[key] is not None and not persistence.is_persistent(data[key]):
-                raise UserError(f"{name_of(f)}: its {key} is a network of another project, which force_fp16 does not know; leave that out")
+                raise UserError(f"{name_of(f)}: its {key} is a network of another project, "
+                                "which force_fp16 does not know; leave that out")
             if data[key] is not None:
                 half = persistence.rebuild_like(data[key], num_fp16_res=4, conv_clamp=256)
                 data[key] = half.eval().requires_grad_(False)
@@ -43,7 +45,8 @@ def load_network_pkl(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, 
 
 
 def load_generator(f: str | os.PathLike | BinaryIO, force_fp16: bool = False, trust: bool = False) -> torch.nn.Module:
-    """G_ema of the file (G if it has no average), in eval mode, without gradients. `camera_stats`: the file's, or None."""
+    """G_ema of the file (G if it has no average), in eval mode, without gradients. `camera_stats`: the file's, or None.
+    """
     data = load_network_pkl(f, force_fp16, trust)
     G = generator_of(data, name_of(f))
     G.camera_stats = data["camera_stats"]
@@ -60,7 +63,8 @@ def generator_of(data: dict[str, Any], name: str) -> torch.nn.Module:
     return G.eval().requires_grad_(False)
 
 
-trust_option = click.option("--trust", help="Run the code in the file, if it holds networks of another project", is_flag=True)
+trust_option = click.option("--trust", is_flag=True,
+                            help="Run the code in the file, if it holds networks of another project")
 
 
 def warn_of_trust(source: str) -> None:
@@ -95,7 +99,8 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
     """Converts a network file into one of ours."""
     writer = {".pkl": persistence.save, ".safetensors": safetensors_format.save}.get(os.path.splitext(dest)[1])
     if writer is None:
-        raise UserError(f"--dest={dest}: cannot write that kind of file; expected a name that ends in .pkl or .safetensors")
+        raise UserError(f"--dest={dest}: cannot write that kind of file; "
+                        "expected a name that ends in .pkl or .safetensors")
     folder = os.path.dirname(dest)
     if folder and not os.path.isdir(folder):
         raise UserError(f"--dest={dest}: there is no folder {folder}; create it first")
@@ -104,7 +109,7 @@ def main(source: str, dest: str, what: str | None, licence: str | None, origin: 
     with naming("--source", source, file_first=True):
         data = load_network_pkl(source, force_fp16, trust)
     if (what or ("G_ema" if writer is safetensors_format.save else "all")) == "G_ema":
-        kept = {key: data[key] for key in ("camera_stats", *safetensors_format.NOTES) if key in data}   # no paths of data
+        kept = {key: data[key] for key in ("camera_stats", *safetensors_format.NOTES) if key in data}   # not data paths
         with naming("--source", source, file_first=True):
             data = dict(dict.fromkeys(KEYS), **kept, G_ema=generator_of(data, source))
     for key in NETWORKS:

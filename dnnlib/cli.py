@@ -1,4 +1,4 @@
-"""What all commands share: values as shells and editors leave them, paths with ~, a screen that ends no run.
+"""What all commands share: paths with ~, values without carriage returns, output that does not end a run.
 
     @click.command(cls=cli.Command)
     @click.option("--data", type=cli.PATH, ...)
@@ -28,7 +28,7 @@ class PathType(click.ParamType):
 
 
 class KindPathType(PathType):
-    """The same, perhaps behind a word: KIND=FILE."""
+    """A file, perhaps behind a word: KIND=FILE."""
 
     name = "[KIND=]FILE"
 
@@ -45,13 +45,13 @@ class NameType(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         separator = re.search(r"[/\\]", value)
         if separator:
-            raise UserError(f"{_flag(param)}={value}: becomes part of a folder's name, which cannot hold {separator[0]!r}; "
-                            "leave that out")
+            raise UserError(f"{_flag(param)}={value}: becomes part of a folder's name, "
+                            f"which cannot hold {separator[0]!r}; leave that out")
         return value
 
 
 class TextType(click.ParamType):
-    """Any text, of several lines too."""
+    """Any text, also of several lines."""
 
     name = "TEXT"
 
@@ -63,14 +63,14 @@ PATH, KIND_PATH, NAME, TEXT = PathType(), KindPathType(), NameType(), TextType()
 
 
 class _Shared:
-    """What Command and Group have in common."""
+    """The methods that Command and Group share."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with safe_screen():
             return super().main(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Without the carriage returns that scripts with Windows' line ends leave behind a word, or as a word."""
+        """Removes the carriage returns that scripts with Windows' line ends leave behind a word, or as a word."""
         args = [arg.rstrip("\r") for arg in args if not arg or arg.rstrip("\r")]
         if not ctx.resilient_parsing:
             given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
@@ -82,7 +82,8 @@ class _Shared:
 
 
 class Command(_Shared, click.Command):
-    """A click.Command of this project. Values hold no control characters; those of type TEXT may hold lines and tabs."""
+    """A click.Command of this project. Values hold no control characters; those of type TEXT may hold lines and tabs.
+    """
 
 
 class Group(_Shared, click.Group):
@@ -93,7 +94,7 @@ class Group(_Shared, click.Group):
 
 @contextlib.contextmanager
 def safe_screen() -> Iterator[None]:
-    """Within, printing to stdout and stderr raises nothing but BrokenPipeError, whatever they are; see `Screen`."""
+    """Inside, printing to stdout and stderr raises only BrokenPipeError, whatever they are; see `Screen`."""
     before = sys.stdout, sys.stderr
     _fill_standard_files()
     ours = sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
@@ -106,7 +107,9 @@ def safe_screen() -> Iterator[None]:
 
 
 def _fill_standard_files() -> None:
-    """Opens what is missing of stdin, stdout and stderr: else the next file would get that number, and what libraries print."""
+    """Opens those of stdin, stdout and stderr that are missing. Otherwise the next file that is opened would get that
+    number, and what libraries print.
+    """
     number = os.open(os.devnull, os.O_RDWR)
     while number <= 2:
         os.set_inheritable(number, True)

@@ -31,18 +31,19 @@ _OTHER_FILES = (                         # first bytes, what that is
     (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
     (b"<", "a web page"),
 )
-_STRANGERS = {b"TriPlaneGenerator": "networks of EG3D (TriPlaneGenerator, a tri-plane renderer)"}      # names in the file
+_STRANGERS = {                           # names in the file, whose networks that are
+    b"TriPlaneGenerator": "networks of EG3D (TriPlaneGenerator, a tri-plane renderer)",
+}
 _MAX_MESSAGE = 600                       # letters
 
 
 def read(f: str | os.PathLike | BinaryIO, trust: bool = False) -> dict[str, Any]:
-    """dict(G, D, G_ema, augment_pipe, training_set_kwargs, camera_stats) of a network file, None for what it lacks; also
-    licence and origin, if it states them.
+    """dict(G, D, G_ema, augment_pipe, training_set_kwargs, camera_stats) of a network file, None for what it lacks;
+    also licence and origin, if it states them.
 
-    f: path, address (http, https, file) or a stream open for reading.
-    trust: run the code in a pickle of other projects' networks; never for files of people you do not know.
-    Raises UserError, one line with the file's name, if it is not a network file, is damaged, or asks for anything that a
-    network does not need.
+    f: path, address (http, https, file) or a stream open for reading. trust: run the code in a pickle of other
+    projects' networks; never for files of people you do not know. Raises UserError, one line with the file's name, if
+    it is not a network file, is damaged, or asks for anything that a network does not need.
     """
     with _opened(f) as (stream, name):
         data = _read(stream, name, trust)
@@ -144,8 +145,8 @@ def _read_safetensors(stream: BinaryIO) -> dict[str, Any]:
 
 
 def _stranger(stream: BinaryIO) -> str:
-    """For messages about a refused pickle: whose networks it holds, if we know their names. The unpickler fails at one of
-    their many parts, whose name says less.
+    """For messages about a refused pickle: whose networks it holds, if we know their names. The unpickler fails at one
+    of their many parts, whose name says less.
     """
     stream.seek(0)
     before = stream.read(1)

@@ -1,8 +1,8 @@
 """Pickles of networks: every name that they may hold, and what stands for it here.
 
 Nothing is imported or called by its name in the file. What torch, numpy and the like put into files is rebuilt by the
-functions here, which check their arguments; all other names are refused. The source code in files of the released format
-is a string like others. `restricted_pickle` keeps memory and time in bounds.
+functions here, which check their arguments; all other names are refused. The source code in files of the released
+format is a string like others. `restricted_pickle` keeps memory and time in bounds.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _at_most(count: int, rebuild: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Inside, there is no garbage collection. It would go through all that is being built again and again, which takes a
-    fifth of the time.
+    """Inside, there is no garbage collection. It would go through all that is being built again and again, which takes
+    a fifth of the time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -80,8 +80,8 @@ def _no_collection() -> Iterator[None]:
 
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
-    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
 }
 _STORAGE_NAMES = {f"torch.{name}": Allowed(f"torch.{name}") for name in _STORAGE_DTYPES}
@@ -107,7 +107,8 @@ def _load_storage(data: bytes) -> Tensor:
     stream = io.BytesIO(data)
     parts = [_StorageUnpickler(stream, _STORAGE_NAMES, _MAX_STORAGE_OPCODES).load() for _ in range(5)]
     magic, protocol, system, (dtype, key), keys = parts
-    _expect((magic, protocol, keys) == (_SAVE_MAGIC, _SAVE_PROTOCOL, [key]), "a storage's header", (magic, protocol, keys))
+    _expect((magic, protocol, keys) == (_SAVE_MAGIC, _SAVE_PROTOCOL, [key]), "a storage's header",
+            (magic, protocol, keys))
     little = isinstance(system, dict) and system.get("little_endian")
     _expect(little is (sys.byteorder == "little"), "a storage's byte order", system)
     numel = int.from_bytes(stream.read(8), "little", signed=True)
@@ -149,7 +150,8 @@ class _DType:
         self.order = "|"
 
     def __setstate__(self, state: Any) -> None:
-        _expect(isinstance(state, tuple) and len(state) >= 2 and state[1] in ("<", ">", "|", "="), "a numpy dtype", state)
+        fits = isinstance(state, tuple) and len(state) >= 2 and state[1] in ("<", ">", "|", "=")
+        _expect(fits, "a numpy dtype", state)
         self.order = state[1]
 
     def resolve(self) -> np.dtype:
@@ -158,7 +160,8 @@ class _DType:
 
 
 class _Array(np.ndarray):
-    """numpy.ndarray as a file states it: allocated empty, then filled by __setstate__ from bytes of the right number."""
+    """numpy.ndarray as a file states it: allocated empty, then filled by __setstate__ from bytes of the right number.
+    """
 
     def __setstate__(self, state: Any) -> None:
         _expect(isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _DType)
@@ -239,7 +242,7 @@ def _brief(value: Any) -> str:
 
 def _table() -> Iterator[Allowed]:
     yield Allowed(RECONSTRUCT, persistence._reconstruct_persistent_obj)
-    for name in ("torch_utils.persistence.decode_tensor", "torch_utils.tensor_bytes.decode"):       # now, until version 0.1
+    for name in ("torch_utils.persistence.decode_tensor", "torch_utils.tensor_bytes.decode"):      # now, before 0.1
         yield Allowed(name, persistence.decode_tensor)
     yield Allowed("torch.storage._load_from_bytes", _load_storage)
     yield Allowed("torch._utils._rebuild_tensor_v2", _rebuild_tensor)

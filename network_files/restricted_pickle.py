@@ -103,7 +103,8 @@ class RestrictedUnpickler:
         raise Refused(f"it has more than {self.max_opcodes:,} opcodes; it was not loaded")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise Refused("it refers to storages outside of the pickle, as torch.save does; expected a network-snapshot-*.pkl")
+        raise Refused("it refers to storages outside of the pickle, as torch.save does; "
+                      "expected a network-snapshot-*.pkl")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Bytes of the file.
@@ -222,7 +223,8 @@ class RestrictedUnpickler:
         if kind is not list:
             for key in values if kind is set else values[::2]:
                 if not is_key(key):
-                    raise Refused(f"it has a key that is neither text nor a whole number but {_kind(key)}; it was not loaded")
+                    raise Refused(f"it has a key that is neither text nor a whole number but {_kind(key)}; "
+                                  "it was not loaded")
         self.fill(known, values)
         if kind is list:
             target.extend(values)

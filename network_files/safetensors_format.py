@@ -3,7 +3,8 @@
 The file's metadata have one entry, `raycond`:
 
     {"format": 1,
-     "networks": {"G_ema": {"class_name": "training.networks_raycond2.Generator", "init_kwargs": {...}, "rays": "pinhole", ...}},
+     "networks": {"G_ema": {"class_name": "training.networks_raycond2.Generator", "init_kwargs": {...},
+                            "rays": "pinhole", ...}},
      "camera_stats": {...}, "licence": "CC BY-NC 4.0", "origin": "https://..."}
 
 Tensors are called NETWORK.NAME, such as `G_ema.mapping.fc0.weight`.
@@ -24,13 +25,14 @@ from torch_utils import persistence
 FORMAT_VERSION = 1
 METADATA_KEY = "raycond"
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
-NOTES = ("licence", "origin")            # what people should know who get the file
+NOTES = ("licence", "origin")            # what people who get the file should know
 _FLAGS = ("training", "training_differs", "trainable")
 _MAX_HEADER = 2 ** 24                    # bytes; that of a large network takes 2 ** 18
 
 
 def save(data: dict[str, Any], path: str | os.PathLike) -> None:
-    """Writes the networks in `data` (as of legacy.load_network_pkl), its camera statistics and notes; whole or not at all."""
+    """Writes the networks in `data` (as of `network_files.read`), its camera statistics and notes; whole or not at all.
+    """
     document: dict[str, Any] = dict(format=FORMAT_VERSION, networks={})
     tensors: dict[str, Tensor] = {}
     for key in NETWORKS:
@@ -38,8 +40,9 @@ def save(data: dict[str, Any], path: str | os.PathLike) -> None:
             meta = persistence.describe(data[key])
             state = meta["state"]
             tensors.update({f"{key}.{name}": tensor for name, tensor in state["tensors"].items()})
-            document["networks"][key] = dict({entry: meta[entry] for entry in ("class_name", "init_args", "init_kwargs")},
-                                             rays=getattr(data[key], "rays", None), **{flag: state[flag] for flag in _FLAGS})
+            document["networks"][key] = dict(
+                **{entry: meta[entry] for entry in ("class_name", "init_args", "init_kwargs")},
+                rays=getattr(data[key], "rays", None), **{flag: state[flag] for flag in _FLAGS})
     document.update({key: data[key] for key in ("camera_stats", *NOTES) if data.get(key) is not None})
     try:
         text = json.dumps(document, allow_nan=False)
@@ -50,9 +53,9 @@ def save(data: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike) -> dict[str, Any]:
-    """The dict that `save` was given, with keys for what the file has. Raises UserError where it is none of ours, or damaged.
-
-    Networks come back in their own precision, also where someone has made the tensors smaller.
+    """The dict that `save` was given, with keys for what the file has. Networks come back in their own precision, even
+    if someone has converted the tensors to a smaller one. Raises UserError if the file is not one of ours or is
+    damaged.
     """
     with _open(path) as archive:
         document = _document(archive.metadata())
@@ -72,7 +75,8 @@ def _library() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UserError("reading and writing .safetensors needs the package safetensors: pip install safetensors (or raycond[sharing])") from error
+        raise UserError("reading and writing .safetensors needs the package safetensors: "
+                        "pip install safetensors (or raycond[sharing])") from error
     return safetensors
 
 
@@ -81,25 +85,30 @@ def _open(path: str | os.PathLike) -> Any:
     with open(path, "rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
     if header_size > _MAX_HEADER:
-        raise UserError(f"no .safetensors file of a network: it claims a header of {header_size} bytes; expected at most {_MAX_HEADER}")
+        raise UserError(f"not a .safetensors file of a network: it claims a header of {header_size} bytes; "
+                        f"expected at most {_MAX_HEADER}")
     try:
         return library.safe_open(os.fspath(path), framework="pt")
     except library.SafetensorError as error:
-        raise UserError(f"no .safetensors file, or cut short or damaged ({str(error)[:100]}); copy or download it again") from error
+        raise UserError(f"not a .safetensors file, or cut short or damaged ({str(error)[:100]}); "
+                        "copy or download it again") from error
 
 
 def _document(metadata: dict[str, str] | None) -> dict[str, Any]:
-    """The JSON document, of which the outer layers are as they should be."""
+    """The JSON document, whose outer layers have been checked."""
     if METADATA_KEY not in (metadata or {}):
-        raise UserError(f"a .safetensors file of another project (no {METADATA_KEY!r} in its metadata); expected one that `python legacy.py` has written")
+        raise UserError(f"a .safetensors file of another project (no {METADATA_KEY!r} in its metadata); "
+                        "expected one that `python legacy.py` has written")
     try:
         document = json.loads(metadata[METADATA_KEY], parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"its metadata are no JSON that can be read ({str(error)[:100]})") from error
+        raise UserError(f"its metadata are not JSON that can be read ({str(error)[:100]})") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT_VERSION:
-        raise UserError(f"its metadata are of another format than {FORMAT_VERSION}; it may come from a later version of the project")
+        raise UserError(f"its metadata are of another format than {FORMAT_VERSION}; "
+                        "it may come from a later version of the project")
     networks = document.get("networks")
-    if not isinstance(networks, dict) or not networks or not all(isinstance(entry, dict) for entry in networks.values()):
+    fits = isinstance(networks, dict) and all(isinstance(entry, dict) for entry in networks.values())
+    if not networks or not fits:
         raise UserError("its metadata describe no network")
     unknown = [key for key in networks if key not in NETWORKS]
     if unknown:
@@ -107,15 +116,16 @@ def _document(metadata: dict[str, str] | None) -> dict[str, Any]:
     for entry in networks.values():
         lists = [entry.get(flag, []) for flag in ("training_differs", "trainable")]
         if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-            raise UserError("its metadata describe a network whose flags are no lists of names")
-    if not isinstance(document.get("camera_stats", {}), dict) or not all(isinstance(document.get(key, ""), str) for key in NOTES):
+            raise UserError("its metadata describe a network whose flags are not lists of names")
+    notes = [document.get(key, "") for key in NOTES]
+    if not isinstance(document.get("camera_stats", {}), dict) or not all(isinstance(note, str) for note in notes):
         raise UserError(f"its camera_stats, {' or '.join(NOTES)} are of another kind than expected")
     return document
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(float(text)):
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return float(text)
 
 
@@ -126,12 +136,12 @@ def _tensors(archive: Any, networks: dict[str, Any]) -> dict[str, dict[str, Tens
         key, _, name = full_name.partition(".")
         if key not in found:
             raise UserError(f"it has a tensor {full_name[:80]!r} of no network that its metadata describe")
-        found[key][name] = archive.get_tensor(full_name).clone()       # the library's are views of the file, which someone may cut short
+        found[key][name] = archive.get_tensor(full_name).clone()       # not a view of the file, which may be cut short
     return found
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous on the CPU, none on the memory of another, as the format wants them."""
+    """Contiguous on the CPU, each with memory of its own, as the format demands."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():

@@ -1,8 +1,10 @@
-"""Network files of the TensorFlow era: StyleGAN2 and StyleGAN2-ADA, as tuples (G, D, Gs) of `dnnlib.tflib.network.Network`.
+"""Network files of the TensorFlow era: StyleGAN2 and StyleGAN2-ADA, as tuples (G, D, Gs) of
+`dnnlib.tflib.network.Network`.
 
-Such a network is stored as source code, arguments, and variables by name. The code is not looked at: what the network is follows from the
-names and shapes of its variables, and arguments are only asked for what those leave open. Convolution kernels are [height, width, in, out]
-there, matrices [in, out]; kernels that upsample are stored flipped, and the bias of a modulation without the 1 that is added to it.
+Such a network is stored as source code, arguments, and variables by name. The code is not read. What the network is
+follows from the names and shapes of its variables; arguments only say what those leave open. Convolution kernels are
+[height, width, in, out] there, matrices [in, out]. Kernels that upsample are stored flipped, and the bias of a
+modulation without the 1 that is added to it.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dnnlib.util import UserError
 from torch_utils import persistence
 from torch_utils.module_state import plain
 
-# What changes the function and is not seen in the variables: the values that our networks have.
-_FIXED = dict(nonlinearity="lrelu", mapping_nonlinearity="lrelu", act="lrelu", normalize_latents=True, use_noise=True, use_instance_norm=False)
+# Arguments that change the function but not the variables, with the values that our networks have.
+_FIXED = dict(nonlinearity="lrelu", mapping_nonlinearity="lrelu", act="lrelu", normalize_latents=True, use_noise=True,
+              use_instance_norm=False)
 _MAX_TAPS = 16                           # of a resampling filter
 
 
 class Network:
-    """What the name `dnnlib.tflib.network.Network` in a file stands for: its state, and no code."""
+    """Stands for the name `dnnlib.tflib.network.Network` in a file: a network's state, without code."""
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):
@@ -49,15 +53,17 @@ class Network:
         for component in self._components().values():
             found.update(component.variables())
         for item in self._get("variables", list):
-            if not (isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], (np.ndarray, int, float))):
-                raise UserError(f"the TensorFlow network {self.name!r} in it has variables that are no arrays")
+            is_pair = isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)
+            if not is_pair or not isinstance(item[1], (np.ndarray, int, float)):
+                raise UserError(f"the TensorFlow network {self.name!r} in it has variables that are not arrays")
             found[item[0]] = np.asarray(item[1])
         return found
 
     def _components(self) -> dict[str, Network]:
         components = self.__dict__.get("state", {}).get("components", {})
-        if not isinstance(components, dict) or not all(type(item) is Network and item is not self for item in components.values()):
-            raise UserError("a TensorFlow network in it has components that are none")
+        fits = isinstance(components, dict) and all(type(item) is Network for item in components.values())
+        if not fits or self in components.values():
+            raise UserError("a TensorFlow network in it has components that are not networks")
         if any(item.__dict__.get("state", {}).get("components") for item in components.values()):
             raise UserError("a TensorFlow network in it has components of components; no StyleGAN2 does")
         return components
@@ -70,22 +76,26 @@ class Network:
 
 
 def is_network(obj: Any) -> bool:
-    """Whether that is a TensorFlow network, or several of them as a file of a StyleGAN has them."""
+    """Whether it is a TensorFlow network, or several of them, as a StyleGAN's file has."""
     return isinstance(obj, (tuple, Network))
 
 
 def rebuild(networks: Any) -> dict[str, torch.nn.Module]:
     """(G, D, Gs) -> our networks by the names G, D and G_ema."""
-    return {name: persistence.rebuild(meta, may_lack=r".*\bresample_filter") for name, meta in translate(networks).items()}
+    metas = translate(networks)
+    return {name: persistence.rebuild(meta, may_lack=r".*\bresample_filter") for name, meta in metas.items()}
 
 
 def translate(networks: Any) -> dict[str, dict[str, Any]]:
-    """(G, D, Gs) -> metas of our own format by the names G, D and G_ema. Raises UserError unless they are StyleGAN2's."""
+    """(G, D, Gs) -> metas of our own format by the names G, D and G_ema. Raises UserError unless they are StyleGAN2's.
+    """
     if type(networks) is Network:
         raise UserError(f"a single TensorFlow network, {networks.name!r}; "
                         "expected a StyleGAN2 or StyleGAN2-ADA network file, which holds (G, D, Gs)")
-    if not (isinstance(networks, (tuple, list)) and len(networks) == 3 and all(type(network) is Network for network in networks)):
-        raise UserError("TensorFlow networks in another form than (G, D, Gs); expected a StyleGAN2 or StyleGAN2-ADA network file")
+    is_triple = isinstance(networks, (tuple, list)) and len(networks) == 3
+    if not is_triple or not all(type(network) is Network for network in networks):
+        raise UserError("TensorFlow networks in another form than (G, D, Gs); "
+                        "expected a StyleGAN2 or StyleGAN2-ADA network file")
     G, D, Gs = networks
     return dict(G=_Generator(G).meta(), D=_Discriminator(D).meta(), G_ema=_Generator(Gs).meta())
 
@@ -114,7 +124,7 @@ def _same(a: np.ndarray) -> np.ndarray:
 
 
 class _Reader:
-    """One network's variables, taken one by one."""
+    """Takes one network's variables, one by one."""
 
     class_name = ""
 
@@ -122,11 +132,12 @@ class _Reader:
         self.network = network
         self.arguments = network.arguments
         self.variables = network.variables()
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         self.taken: set[str] = set()
         for name, value in _FIXED.items():
             if name in self.arguments and self.arguments[name] != value:
-                raise UserError(f"the TensorFlow network {network.name!r} was made with {name}={self.arguments[name]!r:.60}; only {value!r} can be read")
+                raise UserError(f"the TensorFlow network {network.name!r} was made with "
+                                f"{name}={self.arguments[name]!r:.60}; only {value!r} can be read")
         if any("StyleMod" in name for name in self.variables):
             raise self.refusal("it is of the first StyleGAN")
         sizes = {int(match[1]) for name in self.variables if (match := re.match(r"(\d{1,5})x\1/", name))}
@@ -137,7 +148,9 @@ class _Reader:
             raise self.refusal("its variables are not called as StyleGAN2's are")
 
     def take_last_stage_of_growing(self) -> None:
-        """Networks that grew while training have a way from, or to, the image at each resolution; in the end only the last one counts."""
+        """Networks that grew while training have a layer from, or to, the image at each resolution. The last
+        one counts.
+        """
         grown = {name: re.match(r"(ToRGB|FromRGB)_lod(\d+)/(.*)", name) for name in self.variables}
         if any(grown.values()) and float(self.variables.get("lod", np.zeros([]))) != 0:
             raise self.refusal("it has not grown to its full resolution")
@@ -148,7 +161,8 @@ class _Reader:
                     self.variables[f"{self.resolution}x{self.resolution}/{match[1]}/{match[3]}"] = variable
 
     def refusal(self, why: str) -> UserError:
-        return UserError(f"the TensorFlow network {self.network.name!r} is no StyleGAN2 or StyleGAN2-ADA network that can be read: {why}")
+        return UserError(f"the TensorFlow network {self.network.name!r} is no StyleGAN2 or StyleGAN2-ADA network "
+                         f"that can be read: {why}")
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
         if name not in self.variables:
@@ -180,7 +194,7 @@ class _Reader:
         return dict(channel_base=base, channel_max=largest)
 
     def mapping(self, embed: str, dense: str, depth: int, w_dim: int, lr_multiplier: float) -> dict[str, Any]:
-        """Arguments for a mapping network whose layers are called like that."""
+        """Arguments of the mapping network. embed, dense: its layers' names."""
         kwargs = dict(num_layers=depth, lr_multiplier=self.number("mapping_lrmul", lr_multiplier))
         inner = {self.shape(f"{dense}{i}/weight", 2)[1] for i in range(depth - 1)}
         if len(inner) > 1 or (depth and self.shape(f"{dense}{depth - 1}/weight", 2)[1] != w_dim):
@@ -192,21 +206,29 @@ class _Reader:
         return kwargs
 
     def resampling(self) -> dict[str, Any]:
-        """The filter, if it is another one than ours."""
+        """The filter, if it differs from ours."""
         name = "resample_filter" if "resample_filter" in self.arguments else "resample_kernel"
         taps = self.arguments.get(name, [1, 3, 3, 1])
         taps = [1, 1] if taps is None else taps
-        fits = isinstance(taps, (list, tuple)) and 0 < len(taps) <= _MAX_TAPS and all(isinstance(tap, (int, float)) for tap in taps)
+        fits = (isinstance(taps, (list, tuple)) and 0 < len(taps) <= _MAX_TAPS
+                and all(isinstance(tap, (int, float)) for tap in taps))
         if not fits or list(taps) != list(taps)[::-1] or sum(taps) == 0:
-            raise self.refusal(f"it was made with {name}={taps!r:.60}; expected a symmetric list of at most {_MAX_TAPS} numbers")
+            raise self.refusal(f"it was made with {name}={taps!r:.60}; "
+                               f"expected a symmetric list of at most {_MAX_TAPS} numbers")
         return {} if list(taps) == [1, 3, 3, 1] else dict(resample_filter=list(taps))
 
     def number(self, argument: str, default: float | None) -> float | None:
         """An argument; None stays None."""
         value = self.arguments.get(argument, default)
         if not (value is None or isinstance(value, (int, float))):
-            raise self.refusal(f"its {argument} is no number")
+            raise self.refusal(f"its {argument} is not a number")
         return value
+
+    def architecture_of(self, image_layer: str) -> str:
+        """By which layers there are beside the convolutions; image_layer: "ToRGB" or "FromRGB"."""
+        if f"{self.resolution}x{self.resolution}/Skip/weight" in self.variables:
+            return "resnet"
+        return "skip" if f"4x4/{image_layer}/weight" in self.variables else "orig"
 
     def precision(self) -> dict[str, Any]:
         return dict(num_fp16_res=self.number("num_fp16_res", 0), conv_clamp=self.number("conv_clamp", None))
@@ -232,7 +254,8 @@ class _Generator(_Reader):
 
     def init_kwargs(self) -> dict[str, Any]:
         if "LabelConcat/weight" in self.variables:
-            raise self.refusal("it joins labels and latents in the way of the first StyleGAN, which StyleGAN2-ADA has given up")
+            raise self.refusal("it joins labels and latents in the way of the first StyleGAN, "
+                               "which StyleGAN2-ADA has given up")
         self.depth = self.count("Dense")
         if self.depth == 0:
             raise self.refusal("it has no mapping network")
@@ -240,12 +263,16 @@ class _Generator(_Reader):
         label_size, embed = self.shape("LabelEmbed/weight", 2) if "LabelEmbed/weight" in self.variables else (0, 0)
         w_dim = self.shape("4x4/Conv/mod_weight", 2)[0]
         beta = self.number("w_avg_beta" if "w_avg_beta" in self.arguments else "dlatent_avg_beta", 0.995)
-        mapping = dict(self.mapping("LabelEmbed", "Dense", self.depth, w_dim, 0.01), w_avg_beta=1.0 if beta is None else beta)      # 1: it stays as it is
-        self.architecture = "resnet" if f"{top}/Skip/weight" in self.variables else "skip" if "4x4/ToRGB/weight" in self.variables else "orig"
-        return dict(z_dim=self.shape("Dense0/weight", 2)[0] - embed, c_dim=label_size, w_dim=w_dim, img_resolution=self.resolution,
-                    img_channels=self.shape(f"{top}/ToRGB/weight", 4)[3], mapping_kwargs=mapping, architecture=self.architecture,
-                    **self.channels(lambda size: self.shape("4x4/Conv/weight" if size == 4 else f"{size}x{size}/Conv1/weight", 4)[3]),
+        mapping = self.mapping("LabelEmbed", "Dense", self.depth, w_dim, 0.01)
+        mapping["w_avg_beta"] = 1.0 if beta is None else beta           # 1: the average stays as it is
+        self.architecture = self.architecture_of("ToRGB")
+        return dict(z_dim=self.shape("Dense0/weight", 2)[0] - embed, c_dim=label_size, w_dim=w_dim,
+                    img_resolution=self.resolution, img_channels=self.shape(f"{top}/ToRGB/weight", 4)[3],
+                    mapping_kwargs=mapping, architecture=self.architecture, **self.channels(self.channels_of),
                     **self.precision(), **self.resampling())
+
+    def channels_of(self, size: int) -> int:
+        return self.shape("4x4/Conv/weight" if size == 4 else f"{size}x{size}/Conv1/weight", 4)[3]
 
     def read(self) -> None:
         for i in range(self.depth):
@@ -257,7 +284,9 @@ class _Generator(_Reader):
         noises = iter(range(len(self.variables)))
         for size in self.sizes:
             block, there = f"synthesis.b{size}", f"{size}x{size}"
-            layers = [("conv1", "Conv", _kernel)] if size == 4 else [("conv0", "Conv0_up", _flipped_kernel), ("conv1", "Conv1", _kernel)]
+            layers = [("conv0", "Conv0_up", _flipped_kernel), ("conv1", "Conv1", _kernel)]
+            if size == 4:
+                layers = [("conv1", "Conv", _kernel)]
             for ours, theirs, convert in layers:
                 self.modulated(f"{block}.{ours}", f"{there}/{theirs}", convert)
                 self.take(f"{block}.{ours}.noise_strength", f"{there}/{theirs}/noise_strength", _same, 0)
@@ -284,14 +313,17 @@ class _Discriminator(_Reader):
         if outputs != 1 and not label_size:
             raise self.refusal("it picks one of several outputs by label, in the way of the first StyleGAN")
         self.depth = self.count("Mapping")
-        self.architecture = "resnet" if f"{top}/Skip/weight" in self.variables else "skip" if "4x4/FromRGB/weight" in self.variables else "orig"
+        self.architecture = self.architecture_of("FromRGB")
         features = self.shape("4x4/Conv/weight", 4)
-        kwargs = dict(c_dim=label_size, img_resolution=self.resolution, img_channels=self.shape(f"{top}/FromRGB/weight", 4)[2],
-                      architecture=self.architecture, **self.channels(self.channels_of), **self.precision(),
-                      epilogue_kwargs=dict(mbstd_group_size=self.number("mbstd_group_size", 4), mbstd_num_channels=features[2] - features[3]),
+        epilogue = dict(mbstd_group_size=self.number("mbstd_group_size", 4),
+                        mbstd_num_channels=features[2] - features[3])
+        kwargs = dict(c_dim=label_size, img_resolution=self.resolution,
+                      img_channels=self.shape(f"{top}/FromRGB/weight", 4)[2], architecture=self.architecture,
+                      **self.channels(self.channels_of), **self.precision(), epilogue_kwargs=epilogue,
                       block_kwargs=self.resampling())
         if label_size:
-            kwargs.update(cmap_dim=outputs, mapping_kwargs=self.mapping("LabelEmbed", "Mapping", self.depth, outputs, 0.1))
+            mapping = self.mapping("LabelEmbed", "Mapping", self.depth, outputs, 0.1)
+            kwargs.update(cmap_dim=outputs, mapping_kwargs=mapping)
         return kwargs
 
     def channels_of(self, size: int) -> int:

@@ -126,8 +126,8 @@ def changed(**entries):
 
 
 @pytest.mark.parametrize("change, says", [
-    (lambda d: "{", "no JSON"),
-    (lambda d: "[" * 100_000, "no JSON"),
+    (lambda d: "{", "not JSON"),
+    (lambda d: "[" * 100_000, "not JSON"),
     (lambda d: json.dumps(d).replace("128", "NaN"), "NaN"),
     (lambda d: json.dumps(d).replace("128", "1e999"), "finite"),
     (lambda d: json.dumps(d).replace("0.1", "-1e400"), "finite"),              # of the camera statistics
@@ -144,7 +144,7 @@ def changed(**entries):
     (changed(class_name=None), "class name"),
     (changed(init_kwargs=[]), "incomplete"),
     (changed(init_kwargs=dict(z_dim=8)), "cannot be built"),
-    (changed(trainable=7), "no lists of names"),
+    (changed(trainable=7), "not lists of names"),
     (changed(class_name="training.x." + "y" * 10 ** 6), "class name"),
     (changed(class_name="training.networks_stylegan2.Generator\n"), "not known"),
     (changed(init_args=[8, 25, 8, 2 ** 13, 3]), "cannot be built|far more numbers"),

@@ -178,8 +178,8 @@ def state(**changes):
     ([state(variables=[("ToRGB_lod0/weight", 1.0)], name="Gs")] * 3, "'Gs' is no StyleGAN2"),           # progressive GAN, StyleGAN
     ([state()] * 2, r"\(G, D, Gs\)"),
     ([state(variables=None)] * 3, "lacks its variables"),
-    ([state(components=[1])] * 3, "components that are none"),
-    ([state(variables=[("4x4/Conv/weight", "text")])] * 3, "no arrays"),
+    ([state(components=[1])] * 3, "components that are not networks"),
+    ([state(variables=[("4x4/Conv/weight", "text")])] * 3, "not arrays"),
     ([7] * 3, "stored as int"),
     ([state(name="LPIPS")], "a single TensorFlow network, 'LPIPS'"),
 ])

@@ -1,4 +1,4 @@
-"""Processes: who am I, how many are we, and sums over all. Everything works unchanged in a single process."""
+"""Processes: their number and ranks, and sums over all of them. All functions also work in a single process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from torch_utils import memory, signals
 
 
 def choose_device(name: str, gpus: int = 1) -> str:
-    """'cuda' or 'cpu' for this many processes; 'auto' takes CUDA where there is some. UserError where the machine has too little."""
+    """'cuda' or 'cpu' for this many processes; 'auto' prefers CUDA. Raises UserError if the machine has too little."""
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if available else "cpu"
     if name == "cuda" and available == 0:
         raise UserError("--device=cuda: torch finds no CUDA device on this machine; use --device=cpu")
     if name == "cuda" and gpus > available:
-        raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; lower --gpus or use --device=cpu")
+        raise UserError(f"--gpus={gpus}: this machine has {available} CUDA device{'s' if available != 1 else ''}; "
+                        "lower --gpus or use --device=cpu")
     if name == "cpu" and gpus > 4 * usable_cores():
         raise UserError(f"--gpus={gpus} on a CPU starts as many processes, and there are {usable_cores()} cores for "
                         "them; lower --gpus")
@@ -35,27 +36,30 @@ def choose_device(name: str, gpus: int = 1) -> str:
 
 
 def count_devices(name: str) -> int:
-    """How many processes of that kind of device ('cuda' or 'cpu') the machine has a device for: its GPUs, or its one CPU."""
+    """How many devices of that kind ('cuda' or 'cpu') the machine has: its GPUs, or one CPU."""
     return torch.cuda.device_count() if name == "cuda" else 1
 
 
-def init(rank: int, world_size: int, device: torch.device, init_method: str | None = None, timeout_s: float = 1800) -> None:
-    """Joins `world_size` processes: NCCL for tensors on CUDA devices, gloo for others. A single process needs no group.
+def init(rank: int, world_size: int, device: torch.device, init_method: str | None = None,
+         timeout_s: float = 1800) -> None:
+    """Joins `world_size` processes: NCCL for tensors on CUDA devices, gloo for others. A single process does nothing.
 
     init_method: an address as of torch.distributed; None: the environment that torchrun sets.
     """
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=init_method or "env://", rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, init_method=init_method or "env://", rank=rank, world_size=world_size,
+                                timeout=timedelta(seconds=timeout_s))
 
 
 def launch(function: Callable[..., Any], num_processes: int, device: str, *args: Any) -> Any:
-    """function(rank, device, *args) in this process, or in `num_processes` new ones that know of one another. Returns what rank 0 does.
+    """Calls function(rank, device, *args) in this process, or in `num_processes` new ones that can communicate. Returns
+    rank 0's result.
 
-    device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. It, the arguments and the result are pickled for new
-    processes. A UserError in any of them is raised here. SIGTERM, SIGUSR1, SIGHUP (unless it is ignored) and the
-    first SIGINT go on to all of them;
-    Interrupted where that ends them because the function has not begun to handle signals.
+    device: 'cuda' or 'cpu'; the function gets a torch.device of that kind. Function, arguments and result are pickled
+    for new processes. A UserError in any of them is raised here. SIGTERM, SIGUSR1, SIGHUP (unless it is ignored) and
+    the first SIGINT are passed on to all of them. Raises Interrupted if that ends them before the function handles
+    signals.
     """
     if num_processes == 1:
         with signals.handled(dict.fromkeys((*signals.REQUESTS, signal.SIGINT), signals.interrupt)):
@@ -64,23 +68,23 @@ def launch(function: Callable[..., Any], num_processes: int, device: str, *args:
     answers = torch.multiprocessing.get_context("spawn").SimpleQueue()
     address = f"tcp://127.0.0.1:{free_port()}"
     relay = _Relay()
-    asked = signals.StopRequest.take_early()            # the loop that is to stop is theirs
+    asked = signals.StopRequest.take_early()            # their loop is to stop
     try:
         with relay.handled():            # before there are processes, so that no request is lost
-            context = torch.multiprocessing.spawn(_run, args=(function, num_processes, device, args, address, answers, asked), nprocs=num_processes,
-                                                  join=False)
+            spawned = (function, num_processes, device, args, address, answers, asked)
+            context = torch.multiprocessing.spawn(_run, args=spawned, nprocs=num_processes, join=False)
             relay.connect(context.pids())
             while not context.join():
                 pass
     except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
-        if not answers.empty():          # a user's mistake is one line, wherever it came up
+        if not answers.empty():          # a user's mistake is one line, whichever process found it
             kind, answer = answers.get()
             if kind == "mistake":
                 raise UserError(answer) from None
         if relay.number:
             raise signals.Interrupted(relay.number) from None
         raise
-    if answers.empty():                  # a process that SIGINT ends while it starts says nothing
+    if answers.empty():                  # SIGINT ended a process while it started
         raise signals.Interrupted(relay.number or signal.SIGINT)
     return answers.get()[1]
 
@@ -109,9 +113,9 @@ class _Relay:
                 os.kill(pid, number)
 
 
-def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple, address: str | None = None, answers: Any = None,
-         asked: int = 0) -> Any:
-    """One of the processes. asked: for StopRequest.ask."""
+def _run(rank: int, function: Callable[..., Any], num_processes: int, device: str, args: tuple,
+         address: str | None = None, answers: Any = None, asked: int = 0) -> Any:
+    """What each process does. asked: a request for StopRequest.ask, or 0."""
     memory.keep_freed()
     if asked:
         signals.StopRequest.ask(asked)
@@ -176,7 +180,7 @@ def max_over_ranks(value: int) -> int:
     """The largest of all ranks' numbers."""
     if get_world_size() == 1:
         return value
-    largest = torch.tensor(value, dtype=torch.int64, device="cpu")        # on the CPU, so that no CUDA device has to wait
+    largest = torch.tensor(value, dtype=torch.int64, device="cpu")    # on the CPU, so that no CUDA device has to wait
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
 

@@ -1,4 +1,4 @@
-"""The memory of this process on the CPU's side."""
+"""This process's memory on the CPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3       # of malloc.h
 def keep_freed() -> None:
     """From now on this process keeps what it frees, for its next tensors. For programs, at their start.
 
-    glibc returns large blocks to the system at once and gets zeroed ones for the next tensor; for feature maps that takes longer than
-    computing them (docs/experiments.md). Does nothing with other libraries, or where MALLOC_MMAP_THRESHOLD_ is set.
+    glibc returns large blocks to the system at once and gets zeroed ones for the next tensor; for feature maps that
+    takes longer than computing them (docs/experiments.md). Does nothing with other libraries, or where
+    MALLOC_MMAP_THRESHOLD_ is set.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or platform.libc_ver()[0] != "glibc":
         return
@@ -29,8 +30,8 @@ def keep_freed() -> None:
 def settled_objects() -> Iterator[None]:
     """Inside, Python's garbage collector looks at new objects only.
 
-    For loops that make many short-lived objects: 5 per cent of a small network's training step went into looking through
-    the old ones, of which the imported modules alone hold many thousands.
+    For loops that make many short-lived objects: 5 per cent of a small network's training step went into looking
+    through the old ones, of which the imported modules alone hold many thousands.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Helpers around modules, shapes and data order."""
+"""Helpers for tensors, precision, the order of data, and modules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from torch_utils import distributed
 
@@ -19,43 +20,48 @@ from torch_utils import distributed
 # Tensors.
 
 @functools.lru_cache(maxsize=256)
-def _cached_constant(data: bytes, np_dtype: str, np_shape: tuple, shape: tuple | None, dtype: torch.dtype, device: torch.device,
-                     memory_format: torch.memory_format) -> torch.Tensor:
-    value = torch.from_numpy(np.frombuffer(data, dtype=np_dtype).reshape(np_shape).copy()).to(dtype=dtype, device=device)
+def _cached_constant(data: bytes, np_dtype: str, np_shape: tuple, shape: tuple | None, dtype: torch.dtype,
+                     device: torch.device, memory_format: torch.memory_format) -> Tensor:
+    array = np.frombuffer(data, dtype=np_dtype).reshape(np_shape).copy()
+    value = torch.from_numpy(array).to(dtype=dtype, device=device)
     value = value if shape is None else value.expand(shape)
     return value.contiguous(memory_format=memory_format)
 
 
 def constant(value: Any, shape: Any = None, dtype: torch.dtype | None = None, device: Any = None,
-             memory_format: torch.memory_format | None = None) -> torch.Tensor:
-    """A tensor with that value, made and moved to the device once; do not write into it."""
+             memory_format: torch.memory_format | None = None) -> Tensor:
+    """A tensor with that value. It is made and moved to the device once, so do not write into it."""
     array = np.asarray(value)
-    return _cached_constant(array.tobytes(), array.dtype.str, array.shape, None if shape is None else tuple(shape), dtype or torch.get_default_dtype(),
-                            torch.device("cpu" if device is None else device), memory_format or torch.contiguous_format)
+    return _cached_constant(array.tobytes(), array.dtype.str, array.shape, None if shape is None else tuple(shape),
+                            dtype or torch.get_default_dtype(), torch.device("cpu" if device is None else device),
+                            memory_format or torch.contiguous_format)
 
 
 nan_to_num = torch.nan_to_num
 symbolic_assert = torch._assert          # an assertion that tracing keeps
 
 
-def assert_shape(tensor: torch.Tensor, ref_shape: Any) -> None:
+def assert_shape(tensor: Tensor, ref_shape: Any) -> None:
     """Raises AssertionError unless the shape is `ref_shape`, in which None stands for any size."""
     actual = tuple(tensor.shape)
-    fits = len(actual) == len(ref_shape) and all(want is None or int(got) == int(want) for got, want in zip(actual, ref_shape))
-    if not fits:
-        raise AssertionError(f"tensor of shape {list(actual)}, expected {['any' if n is None else int(n) for n in ref_shape]}")
+    same = (want is None or int(got) == int(want) for got, want in zip(actual, ref_shape))
+    if len(actual) != len(ref_shape) or not all(same):
+        expected = ["any" if n is None else int(n) for n in ref_shape]
+        raise AssertionError(f"tensor of shape {list(actual)}, expected {expected}")
 
 
 @contextlib.contextmanager
 def suppress_tracer_warnings() -> Iterator[None]:
-    """Silences what torch.jit.trace says about values that become constants."""
+    """Silences torch.jit.trace's warnings about values that become constants."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
         yield
 
 
 def common_batch(num_latents: int, num_others: int, others: str) -> int:
-    """The number of samples of latents and their labels or cameras (`others`), where one may serve all. ValueError where they do not fit."""
+    """The batch size of latents and their labels or cameras (`others`), either of which may be one for all. Raises
+    ValueError if the numbers do not fit.
+    """
     if num_latents != num_others and 1 not in (num_latents, num_others):
         raise ValueError(f"{num_others} {others} for {num_latents} latents; give as many, or one for all")
     return num_latents if num_others == 1 else num_others
@@ -65,17 +71,19 @@ def autocast_is_on(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-# Is autocast on for any kind of device? A torch that cannot say so counts as one where it may be.
+# Whether autocast is on for any kind of device. True for a torch that cannot tell.
 any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def own_precision(forward: Callable) -> Callable:
-    """Decorator of functions of tensors, named or not, that choose their precision themselves: autocast is off inside."""
+    """Decorator of functions that choose their precision themselves: autocast is off inside. The device is that of the
+    first tensor among the arguments.
+    """
     @functools.wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if not any_autocast():           # the common case, which small networks meet some hundred times in a step
+        if not any_autocast():           # usual, and asked some hundred times in a step of a small network
             return forward(*args, **kwargs)
-        device_type = next((arg.device.type for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)), None)
+        device_type = next((arg.device.type for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)), None)
         if device_type is None or not autocast_is_on(device_type):
             return forward(*args, **kwargs)
         with torch.autocast(device_type, enabled=False):
@@ -98,12 +106,12 @@ def profiled_function(fn: Callable) -> Callable:
 class InfiniteSampler(torch.utils.data.Sampler):
     """Endless dataset indices for rank `rank` of `num_replicas`, as a pure function of (seed, position).
 
-    Position k of the joint stream is item k mod n of the permutation of epoch k div n; rank r gets positions r, r + R, ...
-    `start` [joint positions] continues a run. `window_size` of StyleGAN3 is accepted and has no meaning here.
+    Position k of the joint stream is item k mod n of the permutation of epoch k div n; rank r gets positions r, r + R,
+    ... `start` [joint positions] continues a run. StyleGAN3's `window_size` is accepted and ignored.
     """
 
-    def __init__(self, dataset: Any, rank: int = 0, num_replicas: int = 1, shuffle: bool = True, seed: int = 0, window_size: float = 0.5,
-                 start: int = 0):
+    def __init__(self, dataset: Any, rank: int = 0, num_replicas: int = 1, shuffle: bool = True, seed: int = 0,
+                 window_size: float = 0.5, start: int = 0):
         assert len(dataset) > 0 and 0 <= rank < num_replicas and start >= 0, (len(dataset), rank, num_replicas, start)
         super().__init__()
         self.size = len(dataset)
@@ -133,7 +141,8 @@ class InfiniteSampler(torch.utils.data.Sampler):
 # Modules.
 
 class KeepsFilters(torch.nn.Module):
-    """A module whose buffers named FILTERS stay float32 through .half(), .double() and the like, as the ops want them."""
+    """A module whose buffers named FILTERS stay float32 through .half(), .double() and the like, as the ops want them.
+    """
 
     FILTERS = ("resample_filter", "up_filter", "down_filter")
 
@@ -146,16 +155,18 @@ class KeepsFilters(torch.nn.Module):
         return self
 
 
-def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
+def params_and_buffers(module: torch.nn.Module) -> list[Tensor]:
     return [tensor for _, tensor in named_params_and_buffers(module)]
 
 
-def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False) -> None:
-    """Copies what both have under one name. With `require_all` it is an error if the source lacks something."""
+def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Module,
+                            require_all: bool = False) -> None:
+    """Copies all tensors whose names both modules have. With `require_all`, the source must have all of the target's.
+    """
     source = dict(named_params_and_buffers(src_module))
     with torch.no_grad():
         for name, tensor in named_params_and_buffers(dst_module):
@@ -166,9 +177,9 @@ def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Mo
 
 @contextlib.contextmanager
 def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
-    """Without `sync`, a DistributedDataParallel module sums no gradients over processes in backward passes inside.
+    """Without `sync`, backward passes inside do not sum a DistributedDataParallel module's gradients over processes.
 
-    Not used in this project, whose gradients are summed once per step; scripts written for StyleGAN3 call it.
+    Not used in this project, which sums gradients once per step. Scripts written for StyleGAN3 call it.
     """
     assert isinstance(module, torch.nn.Module), type(module)
     waits = isinstance(module, torch.nn.parallel.DistributedDataParallel) and not sync
@@ -177,11 +188,12 @@ def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Raises AssertionError on a rank whose parameters or buffers differ from those of rank 0, naming the first. Each rank must call it.
+    """Raises AssertionError on a rank whose parameters or buffers differ from those of rank 0, and names the first.
+    Each rank must call it.
 
-    NaN equals NaN. `ignore_regex` excludes tensors by "Class.name", matched as a whole.
+    NaN equals NaN. Tensors whose "Class.name" matches `ignore_regex` as a whole are left out.
     """
-    groups: dict[torch.dtype, dict[str, torch.Tensor]] = {}
+    groups: dict[torch.dtype, dict[str, Tensor]] = {}
     for name, tensor in named_params_and_buffers(module):
         label = f"{type(module).__name__}.{name}"
         if ignore_regex is None or not re.fullmatch(ignore_regex, label):
@@ -190,7 +202,7 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
     differing = []
     for dtype, group in groups.items():
         mine = torch.cat([tensor.flatten() for tensor in group.values()])
-        mine = mine.byte() if dtype == torch.bool else mine         # not every backend sends truth values
+        mine = mine.byte() if dtype == torch.bool else mine         # not every backend sends booleans
         theirs = mine.clone()
         distributed.broadcast_([theirs])
         unequal = (mine != theirs) & ~((mine != mine) & (theirs != theirs))
@@ -205,10 +217,10 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
 
 @dataclass
 class ModuleCall:
-    """A forward call that was observed."""
+    """An observed forward call."""
 
     module: torch.nn.Module
-    depth: int                               # how many observed calls it ran inside
+    depth: int                               # the number of observed calls around it
     output: str = ""                         # shapes and dtypes of the tensors that it returned
 
 
@@ -233,11 +245,12 @@ def observe_calls(module: torch.nn.Module) -> Iterator[list[ModuleCall]]:
         yield calls
 
 
-def print_module_summary(module: torch.nn.Module, inputs: Any, max_nesting: int = 3, skip_redundant: bool = True) -> Any:
+def print_module_summary(module: torch.nn.Module, inputs: Any, max_nesting: int = 3,
+                         skip_redundant: bool = True) -> Any:
     """Calls `module(*inputs)`, prints the calls inside it as an indented tree, and returns the outputs.
 
-    Each line counts the values of all that lies in the module, its parts included. `max_nesting`: how deep the tree goes.
-    With `skip_redundant`, modules without any values and repeated calls are left out.
+    Each line counts the values of all that lies in the module, its parts included. `max_nesting`: how deep the tree
+    goes. With `skip_redundant`, modules without any values and repeated calls are left out.
     """
     with observe_calls(module) as calls:
         outputs = module(*inputs)
@@ -246,7 +259,8 @@ def print_module_summary(module: torch.nn.Module, inputs: Any, max_nesting: int 
     lines = [("layer", "type", "weights", "state", "output")]
     shown = set()
     for call in calls:
-        sizes = [sum(tensor.numel() for tensor in tensors) for tensors in (call.module.parameters(), call.module.buffers())]
+        both = call.module.parameters(), call.module.buffers()
+        sizes = [sum(tensor.numel() for tensor in tensors) for tensors in both]
         redundant = call.module in shown or not any(sizes)
         if call.depth > max_nesting or (skip_redundant and redundant and call.depth > 0):
             continue
@@ -258,12 +272,13 @@ def print_module_summary(module: torch.nn.Module, inputs: Any, max_nesting: int 
 
 
 def _describe_tensors(value: Any) -> str:
-    tensors = [item for item in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(item, torch.Tensor)]
+    values = value if isinstance(value, (tuple, list)) else [value]
+    tensors = [item for item in values if isinstance(item, Tensor)]
     return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in tensors)
 
 
 def _align(lines: list[tuple[str, ...]], right: tuple[int, ...]) -> str:
-    """Text with columns as wide as they need; those numbered in `right` end together, the others begin together."""
+    """Text in aligned columns: those numbered in `right` to the right, the others to the left."""
     columns = []
     for index, column in enumerate(zip(*lines)):
         width = max(map(len, column))

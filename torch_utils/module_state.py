@@ -18,8 +18,8 @@ from torch_utils.misc import KeepsFilters, named_params_and_buffers
 
 
 def get_state(module: torch.nn.Module) -> dict[str, Any]:
-    """`tensors`: the module's own, by name. `training`: its mode. `training_differs`: submodules whose mode differs from
-    it. `trainable`: the parameters that require gradients.
+    """`tensors`: the module's own, by name. `training`: its mode. `training_differs`: submodules whose mode differs
+    from it. `trainable`: the parameters that require gradients.
     """
     return dict(
         tensors=dict(named_params_and_buffers(module)),
@@ -33,9 +33,10 @@ def restore(cls: type, args: Sequence, kwargs: dict, state: dict[str, Any], is_o
             kept_dtypes: Collection[torch.dtype] | None = None) -> torch.nn.Module:
     """A module on the CPU with these init arguments and this state. Leaves torch's random state alone.
 
-    The state's tensors become the module's, without a copy unless they are converted: those of `kept_dtypes` (None: all)
-    are not, save for filters (`misc.KeepsFilters`); others get the dtype that the constructor chose. Where the state lacks
-    tensors whose names match the pattern `may_lack`, or that no state_dict has, the constructor's values stay.
+    The state's tensors become the module's, without a copy unless they are converted: those of `kept_dtypes` (None:
+    all) are not, save for filters (`misc.KeepsFilters`); others get the dtype that the constructor chose. Where the
+    state lacks tensors whose names match the pattern `may_lack`, or that no state_dict has, the constructor's values
+    stay.
 
     is_ours: a class of this project, whose random tensors are all parameters or buffers. Its arguments have limits.
     Raises UserError where arguments, names and shapes do not fit together.
@@ -52,16 +53,18 @@ def restore(cls: type, args: Sequence, kwargs: dict, state: dict[str, Any], is_o
     except UserError:
         raise
     except Exception as error:           # a constructor may raise anything if it gets arguments of another class
-        raise UserError(f"it cannot be built from the init arguments in the file: {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"it cannot be built from the init arguments in the file: {what}") from error
     _put_tensors(module, tensors, may_lack, kept_dtypes)
     _set_flags(module, state)
     return module
 
 
 class _Allocations(TorchFunctionMode):
-    """Inside, new tensors count against a budget of elements. With `skip_random`, random tensors are uninitialised memory
-    and scaling leaves them as they are: the file's tensors will replace them, and touching the memory would take longer
-    than reading the file. The meta device does the same, but its first operation imports torch._dynamo (1.1 s, torch 2.13).
+    """Inside, new tensors count against a budget of elements. With `skip_random`, random tensors are uninitialised
+    memory and scaling leaves them as they are: the file's tensors will replace them, and touching the memory would take
+    longer than reading the file. The meta device does the same, but its first operation imports torch._dynamo (1.1 s,
+    torch 2.13).
     """
 
     _SCALING = (Tensor.mul, Tensor.__mul__, Tensor.div, Tensor.__truediv__)
@@ -149,9 +152,9 @@ def _first(names: list[str]) -> str:
 # Limits of arguments that a file chose.
 
 MAX_INT = 2 ** 20                        # no argument of a network is larger
-LIMITS = dict(                           # (least, most) of arguments on which the time and memory of a constructor depend
-    img_resolution=(4, 2 ** 14), num_layers=(0, 1024), num_critical=(0, 1024), filter_size=(1, 16), lrelu_upsampling=(1, 4),
-    first_cutoff=(0.5, 2 ** 12), first_stopband=(0.5, 2 ** 12), last_stopband_rel=(0.5, 16),
+LIMITS = dict(                           # (least, most) of arguments that a constructor's time and memory depend on
+    img_resolution=(4, 2 ** 14), num_layers=(0, 1024), num_critical=(0, 1024), filter_size=(1, 16),
+    lrelu_upsampling=(1, 4), first_cutoff=(0.5, 2 ** 12), first_stopband=(0.5, 2 ** 12), last_stopband_rel=(0.5, 16),
 )
 SPARE_ELEMENTS = 2 ** 22                 # of tensors that a constructor makes beside those that are stored
 MAX_DEPTH = 8                            # of arguments within arguments

@@ -36,18 +36,18 @@ from torch import Tensor
 from dnnlib.util import EasyDict, UserError, get_obj_by_name, open_whole
 from torch_utils import module_state
 
-__all__ = ["decode_tensor", "describe", "dump", "import_hook", "is_persistent", "persistent_class", "rebuild", "rebuild_like",
-           "save"]
+__all__ = ["decode_tensor", "describe", "dump", "import_hook", "is_persistent", "persistent_class", "rebuild",
+           "rebuild_like", "save"]
 
 FORMAT_VERSION = 7                       # 6 and below: the released format
 
 # Loading imports the modules of these packages by name. Modules of others must be imported before the file is loaded.
 OWN_PACKAGES = ("training", "metrics", "inversion", "torch_utils")
-RELEASED_FORMAT = "network_files.released_format.rebuild"          # reads entries with source code; a layer above this one
+RELEASED_FORMAT = "network_files.released_format.rebuild"          # reads entries with source code; in a higher layer
 
-COMPUTING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # of weights, in which our networks compute
+COMPUTING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)     # that weights of ours may have
 
-FOREIGN_MODULES = "_trusted_source_"     # modules that were made from the code in a file begin so; no other process has them
+FOREIGN_MODULES = "_trusted_source_"     # begins the names of modules made from code in a file; only this one has them
 
 _classes: dict[str, type] = {}           # full name -> class, of all persistent classes
 _import_hooks: list[Callable] = []
@@ -56,9 +56,11 @@ T = TypeVar("T", bound=type)
 
 
 def persistent_class(cls: T) -> T:
-    """Class decorator: instances know their init arguments (`init_args`, `init_kwargs`: copies) and pickle without code.
+    """Class decorator: instances know their init arguments (`init_args`, `init_kwargs`: copies) and pickle without
+    code.
 
-    A subclass needs the decorator too. Without it, its instances cannot be pickled, as they would come back as the base.
+    A subclass needs the decorator too. Without it, its instances cannot be pickled, as they would come back as the
+    base.
     """
     assert isinstance(cls, type), f"{cls!r}, expected a class"
     constructor = cls.__init__
@@ -71,7 +73,8 @@ def persistent_class(cls: T) -> T:
         constructor(self, *args, **kwargs)
 
     cls.__init__ = __init__
-    cls.init_args = property(lambda self: copy.deepcopy(self.__dict__["_init_args"]), doc="Positional arguments it was built with, a copy.")
+    cls.init_args = property(lambda self: copy.deepcopy(self.__dict__["_init_args"]),
+                             doc="Positional arguments it was built with, a copy.")
     cls.init_kwargs = property(lambda self: EasyDict(copy.deepcopy(self.__dict__["_init_kwargs"])),
                                doc="Keyword arguments it was built with, a copy.")
     cls.__reduce_ex__ = _reduce
@@ -92,15 +95,17 @@ def is_persistent(obj: Any) -> bool:
 def import_hook(hook: Callable[[EasyDict], EasyDict]) -> None:
     """Registers `hook(meta) -> meta`, which may change what a file says of an object before the object is rebuilt.
 
-    `meta` has type, version, class_name and state. Our own files also have init_args and init_kwargs. Released ones have
-    module_src, which is never run, and the arguments inside of state.
+    `meta` has type, version, class_name and state. Our own files also have init_args and init_kwargs. Released ones
+    have module_src, which is never run, and the arguments inside of state.
     """
     assert callable(hook), hook
     _import_hooks.append(hook)
 
 
 def dump(obj: Any, stream: BinaryIO) -> None:
-    """Pickles `obj` into an open file (protocol 5), all tensors as plain bytes. Needs memory for one tensor, not for all."""
+    """Pickles `obj` into an open file (protocol 5), all tensors as plain bytes. Needs memory for one tensor, not for
+    all.
+    """
     _Pickler(stream, protocol=5).dump(obj)
 
 
@@ -119,7 +124,8 @@ class _Pickler(pickle.Pickler):
 # Tensors as bytes.
 
 MAX_DIMENSIONS = 64                      # torch's own limit
-_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype) and f"torch.{name}" == str(dtype)}
+_DTYPES = {name: dtype for name, dtype in vars(torch).items()
+           if isinstance(dtype, torch.dtype) and f"torch.{name}" == str(dtype)}
 
 
 class StoredTensor:
@@ -135,11 +141,12 @@ class StoredTensor:
 def encode_tensor(tensor: Tensor, protocol: int = 5) -> tuple:
     """The arguments of `decode_tensor`. Keeps the memory format of dense tensors and makes others contiguous."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        raise pickle.PicklingError(f"cannot store a tensor of layout {tensor.layout} and dtype {tensor.dtype} on {tensor.device}")
+        raise pickle.PicklingError(f"cannot store a tensor of layout {tensor.layout} and dtype {tensor.dtype} "
+                                   f"on {tensor.device}")
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
-    order = tuple(sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d)))       # outermost in memory first
+    order = tuple(sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d)))        # outermost in memory first
     dense = tensor.permute(order).contiguous()
-    flat = dense.as_strided([dense.numel()], [1]).view(torch.uint8).numpy()               # one number may have any stride
+    flat = dense.as_strided([dense.numel()], [1]).view(torch.uint8).numpy()       # one number may have any stride
     data = pickle.PickleBuffer(flat) if protocol >= 5 else flat.tobytes()
     name = str(tensor.dtype).removeprefix("torch.")
     return (data, name, tuple(tensor.shape)) + (() if order == tuple(range(tensor.ndim)) else (order,))
@@ -152,14 +159,17 @@ def decode_tensor(data: bytes | bytearray | memoryview, dtype: str, shape: Seque
     order: the dimensions from the outermost to the innermost in memory; None: as in the shape. Only bytes are copied.
     Raises ValueError unless all of it fits together.
     """
-    sized = isinstance(shape, (tuple, list)) and len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in shape)
+    sized = (isinstance(shape, (tuple, list)) and len(shape) <= MAX_DIMENSIONS
+             and all(type(n) is int and n >= 0 for n in shape))
     order = range(len(shape)) if sized and order is None else order
     ordered = (sized and isinstance(order, (tuple, list, range)) and len(order) == len(shape)
                and all(type(d) is int for d in order) and sorted(order) == list(range(len(shape))))
     known = isinstance(data, (bytes, bytearray, memoryview)) and isinstance(dtype, str) and dtype in _DTYPES
     if not (ordered and known and len(data) == math.prod(shape) * _DTYPES[dtype].itemsize):
         size = f"{len(data)} bytes" if isinstance(data, (bytes, bytearray, memoryview)) else type(data).__name__
-        rest = f"dtype {dtype}, shape {list(shape)}, order {list(order)}" if ordered and known else "unknown dtype, shape or order"
+        rest = "unknown dtype, shape or order"
+        if ordered and known:            # otherwise they may be anything, of any length
+            rest = f"dtype {dtype}, shape {list(shape)}, order {list(order)}"
         raise ValueError(f"a stored tensor of {size}, {rest} does not fit together")
     if not data:
         return torch.empty(tuple(shape), dtype=_DTYPES[dtype])
@@ -236,15 +246,16 @@ def apply_import_hooks(meta: dict) -> EasyDict:
 def rebuild(meta: dict, may_lack: str = "", kept_dtypes: Collection[torch.dtype] = COMPUTING_DTYPES) -> Any:
     """The object of a description in our own format.
 
-    Where the state lacks tensors whose names match the pattern `may_lack`, the constructor's values stay. Tensors of this
-    project's classes keep the `kept_dtypes` and are converted from others; tensors of users' classes keep all.
+    Where the state lacks tensors whose names match the pattern `may_lack`, the constructor's values stay. Tensors of
+    this project's classes keep the `kept_dtypes` and are converted from others; tensors of users' classes keep all.
     Raises UserError where class, arguments and tensors do not fit together.
     """
     name, args, kwargs, state = (meta.get(key) for key in ("class_name", "init_args", "init_kwargs", "state"))
     if not isinstance(name, str):
         raise UserError(f"an entry whose class name is {type(name).__name__}, expected the name of a class")
     if not (isinstance(args, (tuple, list)) and isinstance(kwargs, dict) and isinstance(state, dict)):
-        raise UserError(f"the entry for the class {name!r} is incomplete; expected class_name, init_args, init_kwargs and state")
+        raise UserError(f"the entry for the class {name!r} is incomplete; "
+                        "expected class_name, init_args, init_kwargs and state")
     cls = resolve_class(name)
     if not issubclass(cls, torch.nn.Module):
         obj = cls.__new__(cls)
@@ -258,8 +269,8 @@ def rebuild(meta: dict, may_lack: str = "", kept_dtypes: Collection[torch.dtype]
 
 
 def rebuild_like(module: torch.nn.Module, **changes: Any) -> torch.nn.Module:
-    """A module of the same class with copies of the tensors, the same flags and some init arguments changed. Returns the
-    module itself if nothing would change.
+    """A module of the same class with copies of the tensors, the same flags and some init arguments changed. Returns
+    the module itself if nothing would change.
     """
     assert is_persistent(module) and isinstance(module, torch.nn.Module), type(module)
     signature = inspect.signature(type(module))
@@ -271,11 +282,14 @@ def rebuild_like(module: torch.nn.Module, **changes: Any) -> torch.nn.Module:
         return module
     state = module_state.get_state(module)
     state["tensors"] = {name: tensor.detach().clone() for name, tensor in state["tensors"].items()}
-    return rebuild(dict(class_name=_full_name(type(module)), init_args=(), init_kwargs={**kwargs, **changes}, state=state))
+    return rebuild(dict(class_name=_full_name(type(module)), init_args=(), init_kwargs={**kwargs, **changes},
+                        state=state))
 
 
 def resolve_class(name: str) -> type:
-    """The persistent class of that full name. Imports modules of this project only. Raises UserError for an unknown class."""
+    """The persistent class of that full name. Imports modules of this project only. Raises UserError for an unknown
+    class.
+    """
     if name not in _classes and _is_ours(name):
         module = name.rpartition(".")[0]
         try:

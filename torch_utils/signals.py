@@ -15,7 +15,7 @@ from typing import Any
 # Requests to save and leave.
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 HANG_UP = getattr(signal, "SIGHUP", None)               # the terminal has gone; `nohup` starts programs that ignore it
-BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)            # the number that stands for it; Python raises an exception instead
+BROKEN_PIPE = getattr(signal, "SIGPIPE", 13)            # stands for it; Python raises an exception instead
 SAME_PRESS_S = 0.5                       # a terminal and a parent process may both deliver one Ctrl-C
 
 
@@ -25,8 +25,8 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def handled(handlers: Mapping[int, Callable[[int, Any], None]]) -> Iterator[None]:
-    """Within, signals go to these handlers; SIGHUP does not where the program was told to ignore it. Does nothing
-    outside of the main thread, which alone gets signals.
+    """Inside, signals go to these handlers, except SIGHUP if the program was told to ignore it. Does nothing outside of
+    the main thread, since only that gets signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,23 +41,23 @@ def handled(handlers: Mapping[int, Callable[[int, Any], None]]) -> Iterator[None
 
 
 def interrupt(number: int, frame: Any = None) -> None:
-    """A handler for times in which nothing is left to be saved."""
+    """A handler for times when nothing is left to be saved."""
     raise Interrupted(number)
 
 
 class StopRequest:
-    """Remembers that this process was asked to stop, so that a loop can end where it is whole.
+    """Remembers that this process was asked to stop, so that a loop can end between two steps.
 
         with StopRequest() as stop:
             while not stop.number:
                 step()
 
-    `number` is the signal's, 0 before there is one. A second Ctrl-C is a KeyboardInterrupt. `asked` is a number from
-    `ask`: such a wish waits for the end of a step, as one process of several may have it alone.
+    `number` is the signal's, 0 before there is one. A second Ctrl-C raises KeyboardInterrupt. `asked` is a number from
+    `ask`: such a request waits for the end of a step, since perhaps only one of several processes has it.
     """
 
     _current: StopRequest | None = None  # the innermost one of this process
-    _early = 0                           # what `ask` was told while there was none
+    _early = 0                           # what `ask` got while there was none
 
     def __init__(self) -> None:
         self.number, self.asked = 0, StopRequest._early
@@ -76,9 +76,7 @@ class StopRequest:
 
     @staticmethod
     def ask(number: int) -> None:
-        """Asks this process's loop to stop, the next one if there is none yet, for the reason that this signal
-        stands for.
-        """
+        """Asks this process's loop to stop, or the next loop if there is none yet, as if this signal had come."""
         if StopRequest._current is None:
             StopRequest._early = number
         else:
@@ -86,13 +84,13 @@ class StopRequest:
 
     @staticmethod
     def take_early() -> int:
-        """What `ask` was told while there was no loop, or 0; the next loop will not hear of it."""
+        """What `ask` got while there was no loop, or 0. The next loop will not get it."""
         number, StopRequest._early = StopRequest._early, 0
         return number
 
     @contextlib.contextmanager
     def may_leave(self) -> Iterator[None]:
-        """Within, a request raises Interrupted at once; so does what other processes, which have left, make fail."""
+        """Inside, a request raises Interrupted at once; so do errors that come from other processes having left."""
         self._may_leave = True
         try:
             if self.number:
@@ -119,8 +117,8 @@ class StopRequest:
 
 
 def start_resource_tracker() -> None:
-    """Starts the process with which `multiprocessing` cleans up, so that requests to the whole group of processes do
-    not end it before the others.
+    """Starts the process with which `multiprocessing` cleans up, and makes it ignore requests, which may go to all
+    processes of the group: it must not end before the others.
     """
     if not hasattr(signal, "pthread_sigmask"):
         return
@@ -133,7 +131,7 @@ def start_resource_tracker() -> None:
 
 
 def end_with_parent() -> None:
-    """From now on this process ends at once when the process that spawned it has ended, in whatever way."""
+    """From now on this process ends at once when the process that spawned it has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -145,6 +143,8 @@ def end_with_parent() -> None:
 
 
 def leave_to_parent(worker: int = 0) -> None:
-    """For processes that read data (a DataLoader's `worker_init_fn`): they end when their parent does, and not before."""
+    """For processes that read data (a DataLoader's `worker_init_fn`): requests do not end them, but their parent's end
+    does.
+    """
     for number in (*REQUESTS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

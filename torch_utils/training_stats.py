@@ -1,7 +1,7 @@
 """Running means of named scalars, summed over processes when they are read.
 
-`report` costs a few operations on the value's own device and never synchronises it; a `Collector` sees what was reported
-between two of its updates.
+`report` costs a few operations on the value's own device and never synchronises it; a `Collector` sees what was
+reported between two of its updates.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dnnlib import EasyDict
 from torch_utils import distributed
 
 _NUM_MOMENTS = 3                         # count, sum, sum of squares
-_pending: dict[str, torch.Tensor] = {}   # name -> moments since the last sync, on the reporting device
-_totals: dict[str, torch.Tensor] = {}    # name -> moments of all processes since the start, float64 on the CPU
+_pending: dict[str, Tensor] = {}         # name -> moments since the last sync, on the reporting device
+_totals: dict[str, Tensor] = {}          # name -> moments of all processes since the start, float64 on the CPU
 _process: tuple[int, Any] | None = None  # what init_multiprocessing said; None: torch.distributed knows
 
 
 def init_multiprocessing(rank: int | None, sync_device: torch.device | str | None) -> None:
-    """For scripts that number their processes themselves; where torch.distributed is set up, nobody needs to call this.
+    """For scripts that number their processes themselves. Not needed if torch.distributed is set up.
 
-    rank: of this process; None: as torch.distributed has it. sync_device: where sums are made; None: no sums.
+    rank: of this process; None: torch.distributed's. sync_device: where sums over processes are made; None: no sums.
     """
     global _process
     _process = None if rank is None else (rank, sync_device)
@@ -35,7 +36,7 @@ def report(name: str, value: Any) -> Any:
 
     Every process must report the same names in between two updates of a Collector.
     """
-    elements = torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64).detach().flatten()
+    elements = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64).detach().flatten()
     elements = elements.to(torch.float64 if elements.device.type == "cpu" else torch.float32)
     moments = torch.stack([torch.ones_like(elements).sum(), elements.sum(), elements.square().sum()])
     _pending[name] = _pending[name] + moments.to(_pending[name].device) if name in _pending else moments
@@ -43,7 +44,7 @@ def report(name: str, value: Any) -> Any:
 
 
 def report0(name: str, value: Any) -> Any:
-    """As `report`, but only what rank 0 reports counts."""
+    """Like `report`, but only counts what rank 0 reports."""
     report(name, value if (distributed.get_rank() if _process is None else _process[0]) == 0 else [])
     return value
 
@@ -53,14 +54,14 @@ def reset() -> None:
     set_state({})
 
 
-def get_state() -> dict[str, torch.Tensor]:
+def get_state() -> dict[str, Tensor]:
     """What all processes have reported since the start. All processes must call it."""
     _sync()
     return dict(_totals)
 
 
-def set_state(totals: dict[str, torch.Tensor]) -> None:
-    """Goes on from where `get_state` was called, perhaps in another process."""
+def set_state(totals: dict[str, Tensor]) -> None:
+    """Restores the result of `get_state`, perhaps of another process."""
     _pending.clear()
     _totals.clear()
     _totals.update(totals)
@@ -72,14 +73,14 @@ class Collector:
 
     def __init__(self, regex: str = ".*", keep_previous: bool = True):
         self._regex = re.compile(regex)
-        self._keep_previous = keep_previous             # Where nothing new was reported: answer with what was there before?
-        self._seen: dict[str, torch.Tensor] = {}
-        self._moments: dict[str, torch.Tensor] = {}
+        self._keep_previous = keep_previous             # Return the last values if nothing new was reported?
+        self._seen: dict[str, Tensor] = {}
+        self._moments: dict[str, Tensor] = {}
         self.update()
         self._moments.clear()
 
     def names(self) -> list[str]:
-        """What was reported since this collector was made."""
+        """All that was reported since this collector was made."""
         return list(self._moments)
 
     def update(self) -> None:
@@ -93,18 +94,18 @@ class Collector:
             if float(fresh[0]) != 0:
                 self._moments[name] = fresh
 
-    def get_state(self) -> dict[str, dict[str, torch.Tensor]]:
+    def get_state(self) -> dict[str, dict[str, Tensor]]:
         """For set_state(), beside that of the module."""
         return dict(seen=dict(self._seen), moments=dict(self._moments))
 
-    def set_state(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    def set_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         self._seen, self._moments = dict(state["seen"]), dict(state["moments"])
 
     def num(self, name: str) -> int:
         return int(self._of(name)[0])
 
     def mean(self, name: str) -> float:
-        """NaN where nothing was reported."""
+        """NaN if nothing was reported."""
         count, total, _ = self._of(name).tolist()
         return total / count if count else float("nan")
 
@@ -116,7 +117,8 @@ class Collector:
 
     def as_dict(self) -> EasyDict:
         """name -> EasyDict(num, mean, std)."""
-        return EasyDict({name: EasyDict(num=self.num(name), mean=self.mean(name), std=self.std(name)) for name in self.names()})
+        return EasyDict({name: EasyDict(num=self.num(name), mean=self.mean(name), std=self.std(name))
+                         for name in self.names()})
 
     def __getitem__(self, name: str) -> float:
         return self.mean(name)
@@ -127,7 +129,7 @@ class Collector:
 
 
 def _sync() -> None:
-    """Moves what is pending into the totals, over all processes in one message."""
+    """Adds what is pending to the totals, over all processes with one message."""
     if not _pending:
         return
     names = sorted(_pending)
@@ -144,4 +146,4 @@ def _sync() -> None:
         _totals[name] = _totals.get(name, torch.zeros(_NUM_MOMENTS, dtype=torch.float64)) + row
 
 
-default_collector = Collector()          # of all that is reported, for scripts that want no collector of their own
+default_collector = Collector()          # of all that is reported, for scripts without their own collector
