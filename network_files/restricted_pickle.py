@@ -1,15 +1,15 @@
 """An unpickler that calls only what a table allows, and whose memory and time stay in proportion to the file.
 
-Who attacks: whoever publishes a network file for others to try. A pickle is a program, so plain `pickle.load` would run
-theirs. The table of names stops that, but not a file that only wants to take the machine down. Measured with Python
-3.11's own unpickler and the same table (files like these are in tests/hostile_files.py):
+Who attacks: people who publish network files for others to try. A pickle is a program, so plain `pickle.load` would run
+theirs. The table of names stops that, but not a file that only wants to take the machine down. Measured with the same table
+and Python 3.11's own unpickler, limited to 8 GB and 20 s (tests/hostile_files.py has such files):
 
-    a memo number of 2 ** 28 (116 bytes)                  4 GB, and 32 GB for the largest number
-    one string of 1 MB, converted 100,000 times           100 GB from a file of 1.5 MB
+    memo numbers up to 2 ** 30 (116 bytes)                              4 GB, then the limit
+    one string of 1 MB, converted 100,000 times (1.5 MB)                7.6 GB, then the limit
     a key, or an init argument, that holds its parts
-        twice on each of 60 levels (434 bytes)            never ends
-    whole numbers of one hash as keys (2.6 MB)            minutes; grows with the square of the file
-    a key nested three million levels deep                the process crashes
+        several times on each of many levels (434 bytes)                does not end
+    200,000 whole numbers of one hash as keys (2.6 MB)                  does not end; grows with the square of the file
+    a key nested three million levels deep (3 MB)                       the process crashes
 
 So this unpickler checks the values themselves before it uses them: only text and whole numbers are keys; each container
 and result knows how much it would be if written out, how deep it nests and whether it already lies in another one.

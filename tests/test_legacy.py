@@ -22,7 +22,8 @@ from network_files import known_names, released_format
 from torch_utils import persistence
 from training import networks_raycond2, networks_stylegan2
 
-RELEASED = {"raycond2": "training.networks_raycond2", "stylegan2": "training.networks_stylegan2", "ada_stylegan2_cond": "training.networks_stylegan2",
+RELEASED = {"raycond2": "training.networks_raycond2", "stylegan2": "training.networks_stylegan2",
+            "ada_stylegan2_cond": "training.networks_stylegan2",
             "stylegan3r": "training.networks_stylegan3", "stylegan3t_camera_label": "training.networks_stylegan3",
             "raycond3r": "training.networks_raycond3", "raycond3t": "training.networks_raycond3"}
 SOURCE = b"raise RuntimeError('the embedded source of a network pickle was executed')\n"
@@ -43,7 +44,8 @@ def assert_golden_numbers(networks, name):
 
 def tiny(cls=networks_stylegan2.Generator, **kwargs):
     torch.manual_seed(2)
-    kwargs = dict(dict(z_dim=8, c_dim=0, w_dim=8, img_resolution=16, img_channels=3, channel_base=128, channel_max=8, num_fp16_res=0, conv_clamp=None,
+    kwargs = dict(dict(z_dim=8, c_dim=0, w_dim=8, img_resolution=16, img_channels=3, channel_base=128, channel_max=8,
+                       num_fp16_res=0, conv_clamp=None,
                        mapping_kwargs=dict(num_layers=2)), **kwargs)
     return cls(**kwargs).eval().requires_grad_(False)
 
@@ -73,7 +75,8 @@ def test_there_and_back(name, tmp_path):
     """Through .safetensors and back the images stay the same to the last bit."""
     pytest.importorskip("safetensors")
     shared, back = tmp_path / "shared.safetensors", tmp_path / "back.pkl"
-    for arguments in ([f"--source={golden_pickle(name)}", f"--dest={shared}", "--what=all", "--licence=CC0"], [f"--source={shared}", f"--dest={back}"]):
+    for arguments in ([f"--source={golden_pickle(name)}", f"--dest={shared}", "--what=all", "--licence=CC0"],
+                      [f"--source={shared}", f"--dest={back}"]):
         result = CliRunner().invoke(legacy.main, arguments)
         assert result.exit_code == 0, result.output
     before, after = legacy.load_network_pkl(golden_pickle(name)), legacy.load_network_pkl(back)
@@ -145,7 +148,8 @@ def test_own_snapshot(tmp_path):
             data = legacy.load_network_pkl(source)
             assert torch.equal(data["G_ema"](z, None, noise_mode="const"), expected)
     assert data["G"] is data["D"] is data["augment_pipe"] is None
-    assert data["camera_stats"] == stats and data["training_set_kwargs"] == dict(path="x.zip") and data["note"] == "kept"
+    assert data["camera_stats"] == stats and data["note"] == "kept"
+    assert data["training_set_kwargs"] == dict(path="x.zip")
     loaded = legacy.load_generator(path)
     assert torch.equal(loaded(z, None, noise_mode="const"), expected) and loaded.camera_stats == stats
 
@@ -163,7 +167,8 @@ def test_force_fp16(tmp_path):
     assert not G.synthesis.b16.use_fp16 and half.synthesis.b16.use_fp16
     assert (half.synthesis.b16.conv1.conv_clamp, half.init_kwargs.num_fp16_res) == (256, 4)
     z = torch.randn(2, 8)
-    assert torch.equal(half(z, None, noise_mode="const"), G(z, None, noise_mode="const"))      # on the CPU both compute in float32
+    assert torch.equal(half(z, None, noise_mode="const"),
+                       G(z, None, noise_mode="const"))      # on the CPU both compute in float32
 
 
 def test_precision_left_open_is_read_off_the_layers():
@@ -237,15 +242,19 @@ HOSTILE = {
     "torch.load":           (lambda p: dict(G=Call(torch.load, str(p))), r"torch.*load"),
     "import":               (lambda p: dict(G=Call(__import__, "antigravity")), r"builtins\.__import__"),
     "nested pickle":        (lambda p: dict(G=Call(pickle.loads, pickle.dumps(evil(p)))), r"_pickle\.loads"),
-    "in storage bytes":     (lambda p: dict(G=rebuilt_tensor(saved_storage(pickle.dumps(evil(p))), 0, (4,), (1,))), r"posix\.system"),
+    "in storage bytes":     (lambda p: dict(G=rebuilt_tensor(saved_storage(pickle.dumps(evil(p))), 0, (4,), (1,))),
+                             r"posix\.system"),
     "zip in storage bytes": (lambda p: dict(G=Call(torch.storage._load_from_bytes, zipped(evil(p)))), "damaged"),
     "object array":         (lambda p: dict(G=np.array([evil(p)], dtype=object)), r"posix\.system"),
     "object dtype":         (lambda p: dict(G=np.array([None], dtype=object)), "numpy array in it is malformed"),
     "other class of ours":  (lambda p: dict(G=Call(networks_stylegan2.Generator)), r"networks_stylegan2\.Generator"),
     "class in a meta":      (lambda p: dict(G=Call(persistence._reconstruct_persistent_obj, dict(
-                                type="class", class_name="os.system", init_args=(f"touch {p}",), init_kwargs={}, state={}))), r"os\.system"),
+                                type="class", class_name="os.system", init_args=(f"touch {p}",), init_kwargs={},
+                                                                                                 state={}))),
+                             r"os\.system"),
     "tensorflow":           (lambda p: b"\x80\x04cdnnlib.tflib.network\nNetwork\n.", "holds a Allowed, not a dict"),
-    "dotted name":          (lambda p: b"\x80\x04\x8c\x18torch_utils.tensor_bytes\x94\x8c\x0bdecode.fget\x94\x93.", r"decode\.fget"),
+    "dotted name":          (lambda p: b"\x80\x04\x8c\x18torch_utils.tensor_bytes\x94\x8c\x0bdecode.fget\x94\x93.",
+                             r"decode\.fget"),
 }
 
 
@@ -268,7 +277,8 @@ def test_hostile_files_are_refused_by_name(kind, tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["torch_utils.persistence _reconstruct_persistent_obj", "dnnlib.util EasyDict", "numpy dtype"])
+@pytest.mark.parametrize("name",
+                         ["torch_utils.persistence _reconstruct_persistent_obj", "dnnlib.util EasyDict", "numpy dtype"])
 @pytest.mark.parametrize("state", [{"__defaults__": (1,), "marker": 1}, (None, {"marker": 1})])
 def test_files_cannot_change_what_they_name(name, state):
     """BUILD on a global would set attributes of functions and classes of this process."""
@@ -292,7 +302,8 @@ def test_finished_networks_cannot_be_tampered_with():
     (1, (4,), (1,)), (0, (2, 3), (3, 1)), (0, (1 << 40,), (0,)), (0, (-1,), (1,)), (-1, (2,), (1,)), (0, (2,), (1, 1)),
 ])
 def test_tensors_beyond_their_storage_are_refused(offset, shape, stride):
-    assert torch.equal(known_names.load(io.BytesIO(pickle.dumps(unsound_tensor(1, (3,), (1,)))))["t"], torch.arange(1.0, 4))
+    assert torch.equal(known_names.load(io.BytesIO(pickle.dumps(unsound_tensor(1, (3,), (1,)))))["t"],
+                       torch.arange(1.0, 4))
     with pytest.raises(UserError, match="a tensor in it is malformed"):
         known_names.load(io.BytesIO(pickle.dumps(unsound_tensor(offset, shape, stride))))
 
@@ -310,22 +321,26 @@ def test_storage_that_promises_more_than_it_has():
 def test_harmless_values(protocol):
     """Numbers, arrays, containers and torch tensors of all kinds come back, also under numpy 1's names."""
     value = dict(
-        x=np.float64(0.25), i=np.int32(-3), s={1, 2}, b=b"\xff\x00", e=EasyDict(k=EasyDict(v=1)), o=collections.OrderedDict(q=1),
+        x=np.float64(0.25), i=np.int32(-3), s={1, 2}, b=b"\xff\x00", e=EasyDict(k=EasyDict(v=1)),
+                 o=collections.OrderedDict(q=1),
         a=np.arange(6, dtype=np.float32).reshape(2, 3), f=np.asfortranarray(np.eye(3)),
-        t=torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), h=torch.randn(3).bfloat16(), p=torch.nn.Parameter(torch.ones(2)),
+        t=torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), h=torch.randn(3).bfloat16(),
+                 p=torch.nn.Parameter(torch.ones(2)),
         n=torch.tensor(3), z=torch.zeros(0, 2))
     new = old = pickle.dumps(value, protocol)
     if protocol < 4:                                           # later protocols count the letters
         old = new.replace(b"numpy._core.", b"numpy.core.")
     for data in (new, old):
         loaded = known_names.load(io.BytesIO(data))
-        assert (loaded["x"], loaded["i"], loaded["s"], loaded["b"], loaded["o"]) == (0.25, -3, {1, 2}, b"\xff\x00", dict(q=1))
+        assert (loaded["x"], loaded["i"], loaded["s"], loaded["b"], loaded["o"]) == (0.25, -3, {1, 2}, b"\xff\x00",
+                                                                                     dict(q=1))
         assert loaded["e"].k.v == 1 and type(loaded["e"]) is EasyDict
         for key in "af":
             np.testing.assert_array_equal(loaded[key], value[key])
             assert loaded[key].dtype == value[key].dtype
         for key in "thnzp":
-            assert torch.equal(loaded[key], value[key]) and loaded[key].dtype == value[key].dtype and loaded[key].stride() == value[key].stride()
+            assert torch.equal(loaded[key], value[key]) and loaded[key].dtype == value[key].dtype
+            assert loaded[key].stride() == value[key].stride()
         assert isinstance(loaded["p"], torch.nn.Parameter) and loaded["p"].requires_grad
 
 
@@ -405,14 +420,17 @@ def test_unknown_families_are_named(data, message, tmp_path):
 
 
 def stored_as_released(class_name, **modules):
-    state = dict(_parameters={}, _buffers={}, _modules=collections.OrderedDict(modules), _init_args=(), _init_kwargs=EasyDict(), training=False)
-    return Call(persistence._reconstruct_persistent_obj, EasyDict(type="class", version=6, module_src=SOURCE.decode(), class_name=class_name, state=state))
+    state = dict(_parameters={}, _buffers={}, _modules=collections.OrderedDict(modules), _init_args=(),
+                 _init_kwargs=EasyDict(), training=False)
+    return Call(persistence._reconstruct_persistent_obj,
+                EasyDict(type="class", version=6, module_src=SOURCE.decode(), class_name=class_name, state=state))
 
 
 @pytest.mark.parametrize("modules", [
     lambda: dict(),
     lambda: dict(decoder=stored_as_released("OSGDecoder")),
-    lambda: dict(backbone=stored_as_released("Generator"), superresolution=stored_as_released("SuperresolutionHybrid8XDC")),
+    lambda: dict(backbone=stored_as_released("Generator"),
+                 superresolution=stored_as_released("SuperresolutionHybrid8XDC")),
     lambda: dict(decoder=torch.nn.Softplus()),
 ])
 def test_eg3d_is_refused_by_its_name(modules, tmp_path):

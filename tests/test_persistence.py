@@ -63,7 +63,8 @@ class Counter:
 
 def tiny_generator():
     torch.manual_seed(1)
-    return networks_raycond2.Generator(z_dim=8, c_dim=25, w_dim=8, img_resolution=16, img_channels=3, channel_base=128, channel_max=8,
+    return networks_raycond2.Generator(z_dim=8, c_dim=25, w_dim=8, img_resolution=16, img_channels=3, channel_base=128,
+                                       channel_max=8,
                                        mapping_kwargs=dict(num_layers=2), rays="pinhole").eval().requires_grad_(False)
 
 
@@ -97,7 +98,8 @@ def names_in(data):
 
 def assert_same_tensors(a, b):
     assert type(a) is type(b)
-    for (name, x), (other_name, y) in zip([*a.named_parameters(), *a.named_buffers()], [*b.named_parameters(), *b.named_buffers()], strict=True):
+    for (name, x), (other_name, y) in zip([*a.named_parameters(), *a.named_buffers()],
+                                          [*b.named_parameters(), *b.named_buffers()], strict=True):
         assert name == other_name and x.dtype == y.dtype and x.requires_grad == y.requires_grad, name
         assert torch.equal(x, y) and x.stride() == y.stride(), name
 
@@ -142,7 +144,8 @@ def test_module_round_trip(write):
 
 
 def test_networks_of_the_project_keep_flags_and_memory_format():
-    D = discriminator.Discriminator(c_dim=25, img_resolution=16, img_channels=3, channel_base=128, channel_max=8, dcond="both", rays="pinhole",
+    D = discriminator.Discriminator(c_dim=25, img_resolution=16, img_channels=3, channel_base=128, channel_max=8,
+                                    dcond="both", rays="pinhole",
                                     num_fp16_res=2, block_kwargs=dict(fp16_channels_last=True, freeze_layers=2))
     loaded = pickle.loads(dumps(D))
     assert_same_tensors(D, loaded)
@@ -229,7 +232,8 @@ def test_deepcopy():
     assert Net.constructed == built and clone["a"] is clone["b"]
     clone = clone["a"]
     assert_same_tensors(net, clone)
-    assert clone.init_kwargs == net.init_kwargs and clone.extra == [1] and clone.extra is not net.extra and not clone.training
+    assert clone.init_kwargs == net.init_kwargs and not clone.training
+    assert clone.extra == [1] and clone.extra is not net.extra
     assert clone.tied.weight is clone.fc.weight and clone.fc.weight is not net.fc.weight
     assert pickle.loads(dumps(clone)).init_args == (3,)
 
@@ -255,7 +259,8 @@ def test_import_hook(monkeypatch):
 def meta_of(module):
     """What a pickle of it holds, with real tensors."""
     meta = module.__reduce_ex__(5)[1][0]
-    meta["state"]["tensors"] = {name: stored.tensor.detach().clone() for name, stored in meta["state"]["tensors"].items()}
+    meta["state"]["tensors"] = {name: stored.tensor.detach().clone() for name,
+                                stored in meta["state"]["tensors"].items()}
     return meta
 
 
@@ -319,7 +324,8 @@ def test_class_from_elsewhere_must_be_imported(tmp_path, monkeypatch):
     my_models = importlib.import_module("my_models")
     persistence.save(my_models.Mine(2, 3), tmp_path / "mine.pkl")
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stderr
     refusal, name = done.stdout.splitlines()
     assert "'my_models.Mine', which is not known; import the module" in refusal and name == "Mine"
@@ -363,8 +369,10 @@ def test_views_become_dense():
 
 
 @pytest.mark.parametrize("args", [
-    (b"1234", "float32", [2]), (b"1234", "float31", [1]), (b"1234", "float32", [-1]), (b"1234", "float32", [1.0]), ([1, 2], "uint8", [2]),
-    (b"1234", "uint8", [2, 2], [0, 0]), (b"1234", "uint8", [2, 2], [0]), (b"1234", "os.system", [4]), (b"1234", "float32", [True]),
+    (b"1234", "float32", [2]), (b"1234", "float31", [1]), (b"1234", "float32", [-1]), (b"1234", "float32", [1.0]),
+                                  ([1, 2], "uint8", [2]),
+    (b"1234", "uint8", [2, 2], [0, 0]), (b"1234", "uint8", [2, 2], [0]), (b"1234", "os.system", [4]),
+                                  (b"1234", "float32", [True]),
 ])
 def test_malformed_tensors_are_refused(args):
     with pytest.raises(ValueError, match="does not fit together"):

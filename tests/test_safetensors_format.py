@@ -28,22 +28,27 @@ STATS = dict(yaw_range=[-0.5, 0.5], pitch_mean=0.1)
 
 def tiny(**kwargs):
     torch.manual_seed(2)
-    return networks_raycond2.Generator(z_dim=8, c_dim=25, w_dim=8, img_resolution=16, img_channels=3, channel_base=128, channel_max=8, num_fp16_res=0,
-                                       mapping_kwargs=dict(num_layers=2), rays="pinhole", **kwargs).eval().requires_grad_(False)
+    return networks_raycond2.Generator(z_dim=8, c_dim=25, w_dim=8, img_resolution=16, img_channels=3, channel_base=128,
+                                       channel_max=8, num_fp16_res=0,
+                                       mapping_kwargs=dict(num_layers=2), rays="pinhole",
+                                       **kwargs).eval().requires_grad_(False)
 
 
 @pytest.fixture
 def snapshot(tmp_path):
     path = tmp_path / "network-snapshot-000004.pkl"
     kwargs = dict(class_name="training.dataset.ImageFolderDataset", path="/home/alice/secret/faces.zip")
-    persistence.save(dict(G=tiny(), D=None, G_ema=tiny(), augment_pipe=None, training_set_kwargs=kwargs, camera_stats=STATS), path)
+    persistence.save(dict(G=tiny(), D=None, G_ema=tiny(), augment_pipe=None, training_set_kwargs=kwargs,
+                          camera_stats=STATS), path)
     return path
 
 
 @pytest.fixture
 def shared(snapshot):
     path = snapshot.with_suffix(".safetensors")
-    result = CliRunner().invoke(legacy.main, [f"--source={snapshot}", f"--dest={path}", "--licence=CC BY 4.0", "--origin=https://example.org"])
+    result = CliRunner().invoke(legacy.main,
+                                [f"--source={snapshot}", f"--dest={path}", "--licence=CC BY 4.0",
+                                 "--origin=https://example.org"])
     assert result.exit_code == 0, result.output
     return path
 
@@ -59,7 +64,8 @@ def test_tensors_of_another_precision(shared, dtype):
     """Files that someone has made smaller: they work, in the precision of the network."""
     before, G = safetensors.torch.load_file(shared), legacy.load_generator(shared)
     document, _ = document_of(shared)
-    safetensors.torch.save_file({name: tensor.to(dtype) for name, tensor in before.items()}, shared, metadata=dict(raycond=json.dumps(document)))
+    safetensors.torch.save_file({name: tensor.to(dtype) for name, tensor in before.items()}, shared,
+                                metadata=dict(raycond=json.dumps(document)))
     less = legacy.load_generator(shared)
     assert all(tensor.dtype == torch.float32 for tensor in less.state_dict().values())
     z, c = torch.randn(1, 8), camera_for("ffhq", 0.1, 0).to_label()
@@ -82,7 +88,8 @@ def rewrite(path, document=None, **header):
 def test_what_is_shared(shared, snapshot):
     document, header = document_of(shared)
     assert list(document["networks"]) == ["G_ema"] and document["networks"]["G_ema"]["rays"] == "pinhole"
-    assert document["licence"] == "CC BY 4.0" and document["origin"] == "https://example.org" and document["camera_stats"] == STATS
+    assert document["licence"] == "CC BY 4.0" and document["origin"] == "https://example.org"
+    assert document["camera_stats"] == STATS
     assert b"secret" not in shared.read_bytes() and b"alice" not in shared.read_bytes()
     assert all(name.startswith("G_ema.") for name in header if name != "__metadata__")
 
@@ -97,7 +104,7 @@ def test_it_makes_the_same_images(shared, snapshot):
     with open(shared, "rb") as stream:
         assert torch.equal(legacy.load_generator(stream)(z, c, noise_mode="const"), expected)
     data = legacy.load_network_pkl(shared)
-    assert data["G"] is None and data["D"] is None and data["licence"] == "CC BY 4.0" and data["training_set_kwargs"] is None
+    assert data["G"] is data["D"] is data["training_set_kwargs"] is None and data["licence"] == "CC BY 4.0"
 
 
 def test_flags_survive(snapshot, tmp_path):
@@ -113,7 +120,8 @@ def test_flags_survive(snapshot, tmp_path):
 def test_no_training_code_is_needed(shared):
     code = (f"import sys, legacy; G = legacy.load_generator({str(shared)!r}); "
             "print([name for name in sys.modules if name.startswith('training.') and name.split('.')[1] in "
-            "('training_loop', 'loss', 'dataset', 'phases', 'status', 'config', 'augment')], 'matplotlib' in sys.modules)")
+            "('training_loop', 'loss', 'dataset', 'phases', 'status', 'config', 'augment')], "
+            "'matplotlib' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[] False", done.stdout + done.stderr
 
@@ -149,12 +157,14 @@ def changed(**entries):
     (changed(class_name="training.networks_stylegan2.Generator\n"), "not known"),
     (changed(init_args=[8, 25, 8, 2 ** 13, 3]), "cannot be built|far more numbers"),
     (changed(init_kwargs=dict(z_dim=2 ** 40)), "out of range"),
-    (changed(init_kwargs=dict(GENERATOR, img_resolution=4096, channel_base=2 ** 20, channel_max=2 ** 12)), "far more numbers"),
+    (changed(init_kwargs=dict(GENERATOR, img_resolution=4096, channel_base=2 ** 20, channel_max=2 ** 12)),
+     "far more numbers"),
     (changed(init_kwargs=dict(GENERATOR, img_resolution=2 ** 15)), "out of range"),
     (changed(init_kwargs=dict(GENERATOR, mapping_kwargs=dict(num_layers=10 ** 6))), "out of range"),
     (changed(init_args=[8, 25, 8, 2 ** 15, 3], init_kwargs={}), "out of range"),
     (changed(class_name="training.networks_stylegan3.Generator", init_kwargs=dict(
-        GENERATOR, num_layers=2, num_critical=1, first_cutoff=2 ** -21, first_stopband=2 ** -20)), "out of range"),      # filters of 3 GB
+        GENERATOR, num_layers=2, num_critical=1, first_cutoff=2 ** -21, first_stopband=2 ** -20)),
+     "out of range"),      # filters of 3 GB
 ])
 def test_documents_that_are_not_ours(change, says, shared):
     document, _ = document_of(shared)
@@ -167,7 +177,8 @@ def test_files_that_are_not_ours(shared, tmp_path):
     whole = shared.read_bytes()
     document, header = document_of(shared)
     name = next(name for name in header if name != "__metadata__")
-    cases = {"short": whole[:-5], "header": whole[:100], "liar": struct.pack("<Q", 2 ** 31) + whole[8:], "empty": struct.pack("<Q", 2) + b"{}"}
+    cases = {"short": whole[:-5], "header": whole[:100], "liar": struct.pack("<Q", 2 ** 31) + whole[8:],
+             "empty": struct.pack("<Q", 2) + b"{}"}
     for case, data in cases.items():
         path = tmp_path / f"{case}.safetensors"
         path.write_bytes(data)
@@ -227,7 +238,8 @@ def test_where_the_data_were_is_nobodys_business(dest, what, snapshot, tmp_path)
     assert result.exit_code == 0, result.output
     assert b"alice" not in (tmp_path / dest).read_bytes()
     data = legacy.load_network_pkl(tmp_path / dest)
-    assert data["camera_stats"] == STATS and data["training_set_kwargs"] is None and (data["G"] is None) == (what == "G_ema")
+    assert data["camera_stats"] == STATS and data["training_set_kwargs"] is None
+    assert (data["G"] is None) == (what == "G_ema")
 
 
 def test_dtypes_layouts_and_shared_memory(tmp_path):
@@ -242,7 +254,8 @@ def test_dtypes_layouts_and_shared_memory(tmp_path):
 
 
 def test_the_writer_refuses(snapshot, tmp_path):
-    for arguments, says in [([f"--source={snapshot}", "--dest=x.onnx"], ".safetensors"), ([f"--source={snapshot}", "--dest=no/where/x.pkl"], "no folder")]:
+    for arguments, says in [([f"--source={snapshot}", "--dest=x.onnx"], ".safetensors"),
+                            ([f"--source={snapshot}", "--dest=no/where/x.pkl"], "no folder")]:
         result = CliRunner().invoke(legacy.main, arguments)
         assert result.exit_code != 0 and says in result.stderr
 

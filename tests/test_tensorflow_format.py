@@ -1,4 +1,5 @@
-"""StyleGAN2's files of the TensorFlow era: what is in their variables, and what is refused. Their numbers: test_legacy."""
+"""StyleGAN2's files of the TensorFlow era: what is in their variables, and what is refused. Their numbers: test_legacy.
+"""
 
 import pickle
 
@@ -43,7 +44,8 @@ def test_axes_flips_and_offsets():
 
 # --- every shape of network: ours, written as TensorFlow's would be, come back as they were
 
-LAYERS = dict(const="Const", conv="Conv", conv0="Conv0_up", conv1="Conv1", torgb="ToRGB", skip="Skip", fc="Dense0", fromrgb="FromRGB")
+LAYERS = dict(const="Const", conv="Conv", conv0="Conv0_up", conv1="Conv1", torgb="ToRGB", skip="Skip", fc="Dense0",
+              fromrgb="FromRGB")
 
 
 def named_there(name, discriminator):
@@ -55,7 +57,11 @@ def named_there(name, discriminator):
     block, layer, kind = name.replace("affine.", "mod_").split(".") if name != "b4.const" else ("b4", "const", "const")
     if block == "mapping":
         return f"{layer.replace('embed', 'LabelEmbed').replace('fc', 'Mapping' if discriminator else 'Dense')}/{kind}"
-    layers = dict(LAYERS, conv0="Conv0", conv1="Conv1_down") if discriminator else dict(LAYERS, conv1="Conv") if block == "b4" else LAYERS
+    layers = LAYERS
+    if discriminator:
+        layers = dict(LAYERS, conv0="Conv0", conv1="Conv1_down")
+    elif block == "b4":
+        layers = dict(LAYERS, conv1="Conv")
     return f"{block[1:]}x{block[1:]}/{layers[layer]}/{kind}"
 
 
@@ -70,7 +76,8 @@ def stored_there(array, name, discriminator):
 
 def variables_of(net):
     discriminator = not hasattr(net, "synthesis")
-    tensors = {name.removeprefix("synthesis."): tensor.numpy() for name, tensor in net.state_dict().items() if not name.endswith("resample_filter")}
+    tensors = {name.removeprefix("synthesis."): tensor.numpy() for name, tensor in net.state_dict().items()
+               if not name.endswith("resample_filter")}
     noises = [array for name, array in tensors.items() if name.endswith("noise_const")]
     names = {name: named_there(name, discriminator) for name in tensors if not name.endswith("noise_const")}
     return [(there, stored_there(tensors[name], there, discriminator)) for name, there in names.items()] + \
@@ -79,7 +86,8 @@ def variables_of(net):
 
 def as_tensorflow(net, rename=lambda name: name, **static_kwargs):
     network = Network()
-    network.state = state(static_kwargs=static_kwargs, variables=[(rename(name), array) for name, array in variables_of(net)] + [("lod", 0.0)])
+    network.state = state(static_kwargs=static_kwargs,
+                          variables=[(rename(name), array) for name, array in variables_of(net)] + [("lod", 0.0)])
     return network
 
 
@@ -92,8 +100,10 @@ def randomised(net):
     return net.eval().requires_grad_(False)
 
 
-G_KWARGS = dict(z_dim=8, c_dim=0, w_dim=8, img_resolution=32, img_channels=3, channel_base=128, channel_max=8, num_fp16_res=0, conv_clamp=None)
-D_KWARGS = dict(c_dim=0, img_resolution=32, img_channels=3, channel_base=128, channel_max=8, num_fp16_res=0, conv_clamp=None)
+G_KWARGS = dict(z_dim=8, c_dim=0, w_dim=8, img_resolution=32, img_channels=3, channel_base=128, channel_max=8,
+                num_fp16_res=0, conv_clamp=None)
+D_KWARGS = dict(c_dim=0, img_resolution=32, img_channels=3, channel_base=128, channel_max=8, num_fp16_res=0,
+                conv_clamp=None)
 
 
 @pytest.mark.parametrize("g, d, static_kwargs", [
@@ -101,12 +111,17 @@ D_KWARGS = dict(c_dim=0, img_resolution=32, img_channels=3, channel_base=128, ch
     (dict(architecture="orig"), dict(architecture="orig"), {}),
     (dict(architecture="resnet", img_channels=1), dict(architecture="skip", img_channels=1), {}),
     (dict(img_resolution=8), dict(img_resolution=8, architecture="skip"), {}),
-    (dict(channel_base=100, channel_max=512), dict(channel_base=100, channel_max=512), {}),                       # no whole multiples
-    (dict(c_dim=3, z_dim=5, mapping_kwargs=dict(num_layers=1, embed_features=4)), dict(c_dim=3, mapping_kwargs=dict(num_layers=0)), {}),
+    (dict(channel_base=100, channel_max=512), dict(channel_base=100, channel_max=512),
+     {}),                       # no whole multiples
+    (dict(c_dim=3, z_dim=5, mapping_kwargs=dict(num_layers=1, embed_features=4)),
+     dict(c_dim=3, mapping_kwargs=dict(num_layers=0)), {}),
     (dict(c_dim=3, mapping_kwargs=dict(num_layers=4, layer_features=6, lr_multiplier=0.05)),
-     dict(c_dim=3, cmap_dim=7, mapping_kwargs=dict(num_layers=3, layer_features=5, embed_features=4, lr_multiplier=0.05)), dict(mapping_lrmul=0.05)),
+     dict(c_dim=3, cmap_dim=7,
+          mapping_kwargs=dict(num_layers=3, layer_features=5, embed_features=4, lr_multiplier=0.05)),
+     dict(mapping_lrmul=0.05)),
     (dict(conv_clamp=0.5), dict(conv_clamp=0.5), dict(conv_clamp=0.5)),
-    (dict(resample_filter=[1, 2, 1]), dict(block_kwargs=dict(resample_filter=[1, 2, 1])), dict(resample_kernel=[1, 2, 1])),
+    (dict(resample_filter=[1, 2, 1]), dict(block_kwargs=dict(resample_filter=[1, 2, 1])),
+     dict(resample_kernel=[1, 2, 1])),
     (dict(), dict(epilogue_kwargs=dict(mbstd_group_size=2, mbstd_num_channels=4)), dict(mbstd_group_size=2)),
     (dict(), dict(epilogue_kwargs=dict(mbstd_num_channels=0)), {}),
 ])
@@ -116,9 +131,12 @@ def test_networks_of_all_shapes(g, d, static_kwargs):
     G = randomised(networks_stylegan2.Generator(**{**G_KWARGS, **g}))
     D = randomised(networks_stylegan2.Discriminator(**{**D_KWARGS, **d}))
     found = tensorflow_format.rebuild([as_tensorflow(net, **static_kwargs) for net in (G, D, G)])
-    z, c, x = torch.randn([4, G.z_dim]), torch.eye(4)[:, :G.c_dim], torch.randn([4, G.img_channels, G.img_resolution, G.img_resolution])
+    z, c, x = torch.randn([4, G.z_dim]), torch.eye(4)[:,
+                                                      :G.c_dim], torch.randn([4, G.img_channels, G.img_resolution,
+                                                                              G.img_resolution])
     for key in ("G", "G_ema"):
-        assert torch.equal(found[key](z, c, truncation_psi=0.7, noise_mode="const"), G(z, c, truncation_psi=0.7, noise_mode="const"))
+        assert torch.equal(found[key](z, c, truncation_psi=0.7, noise_mode="const"),
+                           G(z, c, truncation_psi=0.7, noise_mode="const"))
     assert torch.equal(found["D"](x, c), D(x, c))
 
 
@@ -127,11 +145,15 @@ def test_networks_that_have_grown():
     torch.manual_seed(5)
     G = randomised(networks_stylegan2.Generator(**G_KWARGS, architecture="orig"))
     D = randomised(networks_stylegan2.Discriminator(**D_KWARGS, architecture="orig"))
-    G_there, D_there = (as_tensorflow(net, lambda name: name.replace("32x32/ToRGB", "ToRGB_lod0").replace("32x32/FromRGB", "FromRGB_lod0")) for net in (G, D))
+    G_there, D_there = (as_tensorflow(net,
+                                      lambda name: name.replace("32x32/ToRGB", "ToRGB_lod0").replace("32x32/FromRGB",
+                                                                                                     "FromRGB_lod0"))
+                        for net in (G, D))
     change(G_there, **{"ToRGB_lod1/weight": np.zeros([1, 1, 8, 3], np.float32)})
     found = tensorflow_format.rebuild((G_there, D_there, G_there))
     z, x = torch.randn([2, 8]), torch.randn([2, 3, 32, 32])
-    assert torch.equal(found["G_ema"](z, None, noise_mode="const"), G(z, None, noise_mode="const")) and torch.equal(found["D"](x, None), D(x, None))
+    assert torch.equal(found["G_ema"](z, None, noise_mode="const"),
+                       G(z, None, noise_mode="const")) and torch.equal(found["D"](x, None), D(x, None))
 
 
 @pytest.mark.parametrize("variables, arguments, says", [
@@ -170,12 +192,14 @@ def write(path, *states):
 
 
 def state(**changes):
-    return dict(dict(version=4, name="G", static_kwargs={}, components={}, variables=[], build_module_src="raise SystemExit", build_func_name="G"), **changes)
+    return dict(dict(version=4, name="G", static_kwargs={}, components={}, variables=[],
+                     build_module_src="raise SystemExit", build_func_name="G"), **changes)
 
 
 @pytest.mark.parametrize("states, says", [
     ([state()] * 3, "not called as StyleGAN2's"),
-    ([state(variables=[("ToRGB_lod0/weight", 1.0)], name="Gs")] * 3, "'Gs' is no StyleGAN2"),           # progressive GAN, StyleGAN
+    ([state(variables=[("ToRGB_lod0/weight", 1.0)], name="Gs")] * 3,
+     "'Gs' is no StyleGAN2"),           # progressive GAN, StyleGAN
     ([state()] * 2, r"\(G, D, Gs\)"),
     ([state(variables=None)] * 3, "lacks its variables"),
     ([state(components=[1])] * 3, "components that are not networks"),

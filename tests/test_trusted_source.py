@@ -1,4 +1,6 @@
-"""Networks that are none of ours: their embedded source runs only where the user trusts the file, and finds what it imports."""
+"""Networks that are none of ours: their embedded source runs only where the user trusts the file, and finds what it
+imports.
+"""
 
 import importlib
 import inspect
@@ -55,11 +57,16 @@ SIGNATURES = {
 # Defaults that calls rely on: (name, parameter, value).
 DEFAULTS = [
     ("torch_utils.ops.bias_act.bias_act", "act", "linear"), ("torch_utils.ops.bias_act.bias_act", "dim", 1),
-    ("torch_utils.ops.conv2d_resample.conv2d_resample", "flip_weight", True), ("torch_utils.ops.upfirdn2d.upsample2d", "up", 2),
-    ("torch_utils.ops.upfirdn2d.downsample2d", "down", 2), ("torch_utils.ops.filtered_lrelu.filtered_lrelu", "slope", 0.2),
-    ("torch_utils.ops.conv2d_gradfix.no_weight_gradients", "disable", True), ("torch_utils.misc.constant", "dtype", None),
-    ("training.networks_stylegan2.Conv2dLayer", "bias", True), ("training.networks_stylegan2.Conv2dLayer", "resample_filter", [1, 3, 3, 1]),
-    ("training.networks_stylegan2.MinibatchStdLayer", "num_channels", 1), ("training.plucker.plucker_embedding", "jitter", False),
+    ("torch_utils.ops.conv2d_resample.conv2d_resample", "flip_weight", True),
+            ("torch_utils.ops.upfirdn2d.upsample2d", "up", 2),
+    ("torch_utils.ops.upfirdn2d.downsample2d", "down", 2),
+            ("torch_utils.ops.filtered_lrelu.filtered_lrelu", "slope", 0.2),
+    ("torch_utils.ops.conv2d_gradfix.no_weight_gradients", "disable", True),
+            ("torch_utils.misc.constant", "dtype", None),
+    ("training.networks_stylegan2.Conv2dLayer", "bias", True),
+            ("training.networks_stylegan2.Conv2dLayer", "resample_filter", [1, 3, 3, 1]),
+    ("training.networks_stylegan2.MinibatchStdLayer", "num_channels", 1),
+            ("training.plucker.plucker_embedding", "jitter", False),
 ]
 
 
@@ -91,7 +98,8 @@ def test_defaults(name, parameter, value):
 def test_names_that_are_no_functions():
     activations = imported("torch_utils.ops.bias_act.activation_funcs")
     assert activations["lrelu"].def_gain == pytest.approx(2 ** 0.5) and activations["lrelu"].def_alpha == 0.2
-    assert issubclass(imported("dnnlib.EasyDict"), dict) and imported("dnnlib.util.EasyDict") is imported("dnnlib.EasyDict")
+    assert issubclass(imported("dnnlib.EasyDict"),
+                      dict) and imported("dnnlib.util.EasyDict") is imported("dnnlib.EasyDict")
     assert isinstance(imported("torch_utils.ops.conv2d_gradfix.enabled"), bool)
     with misc.suppress_tracer_warnings():
         pass
@@ -106,7 +114,8 @@ import dnnlib
 import numpy as np
 import torch
 from torch_utils import misc, persistence
-from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, filtered_lrelu, fma, grid_sample_gradfix, upfirdn2d
+from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, filtered_lrelu, fma, grid_sample_gradfix
+from torch_utils.ops import upfirdn2d
 from training.networks_stylegan2 import Conv2dLayer, MinibatchStdLayer
 from training.plucker import plucker_embedding
 
@@ -135,7 +144,8 @@ class Warp(torch.nn.Module):
         self.options = options
 
     def forward(self, x):
-        grid = torch.nn.functional.affine_grid(torch.eye(2, 3)[None].repeat(len(x), 1, 1) * self.options.zoom, x.shape, align_corners=False)
+        zoom = torch.eye(2, 3)[None].repeat(len(x), 1, 1) * self.options.zoom
+        grid = torch.nn.functional.affine_grid(zoom, x.shape, align_corners=False)
         return grid_sample_gradfix.grid_sample(x, grid)
 
 @persistence.persistent_class
@@ -171,7 +181,8 @@ class ForeignPickler(pickle.Pickler):
     def reducer_override(self, obj):
         if type(obj).__module__ != self.module:
             return NotImplemented
-        meta = EasyDict(type="class", version=6, module_src=self.source, class_name=type(obj).__name__, state=obj.__dict__)
+        meta = EasyDict(type="class", version=6, module_src=self.source, class_name=type(obj).__name__,
+                        state=obj.__dict__)
         return persistence._reconstruct_persistent_obj, (meta,)
 
 
@@ -184,7 +195,8 @@ def foreign_file(class_name="TriPlaneThing", source=SOURCE, written_source=None)
     torch.manual_seed(0)
     network = getattr(module, class_name)(4).eval()
     stream = io.BytesIO()
-    ForeignPickler(stream, module.__name__, source if written_source is None else written_source).dump(dict(G_ema=network, G=network, D=None))
+    ForeignPickler(stream, module.__name__, source
+                   if written_source is None else written_source).dump(dict(G_ema=network, G=network, D=None))
     sys.foreign_source_runs = 0
     return stream.getvalue(), network
 
@@ -198,7 +210,8 @@ def forget_modules():
         del sys.foreign_source_runs
 
 
-@pytest.mark.parametrize("class_name", ["TriPlaneThing", "Generator"])       # the second is known by name, and of no known family
+@pytest.mark.parametrize("class_name",
+                         ["TriPlaneThing", "Generator"])       # the second is known by name, and of no known family
 def test_foreign_networks_load_only_with_trust(class_name):
     data, network = foreign_file(class_name)
     for load in (known_names.load, pickle.load):
@@ -208,7 +221,8 @@ def test_foreign_networks_load_only_with_trust(class_name):
     loaded = trusted_source.load(io.BytesIO(data))
     assert sys.foreign_source_runs == 1                                      # once, though six modules have it
     G = loaded["G_ema"]
-    assert loaded["G"] is G and loaded["D"] is None and type(G).__name__ == class_name and isinstance(G, torch.nn.Module)
+    assert loaded["G"] is G and loaded["D"] is None and type(G).__name__ == class_name and isinstance(G,
+                                                                                                      torch.nn.Module)
     assert G.layers[0] is G.first and G.note == ("kept", 0.25) and not G.training and G.init_args == (4,)
     z = torch.randn(2, 4)
     network.requires_grad_(False)
@@ -230,7 +244,8 @@ def test_known_networks_are_ours_even_with_trust():
     G = networks["G_ema"]
     assert type(G).__module__ == "training.networks_raycond2"
     with torch.no_grad():
-        assert_close_rel(G(torch.as_tensor(golden["z"]), torch.as_tensor(golden["c"]), noise_mode="const"), golden["G_ema_img"], 2e-4)
+        assert_close_rel(G(torch.as_tensor(golden["z"]), torch.as_tensor(golden["c"]), noise_mode="const"),
+                         golden["G_ema_img"], 2e-4)
 
 
 def test_own_files_with_trust():
@@ -242,7 +257,8 @@ def test_own_files_with_trust():
 
 
 @pytest.mark.parametrize("source, message", [
-    ("import no_such_module_anywhere", "the source code in the file fails with ModuleNotFoundError: .*no_such_module_anywhere"),
+    ("import no_such_module_anywhere",
+     "the source code in the file fails with ModuleNotFoundError: .*no_such_module_anywhere"),
     ("x = (", "fails with SyntaxError"),
     ("x = 1", "does not define its class"),
 ])
