@@ -18,9 +18,7 @@ from torch_utils import distributed
 
 
 def detector_options(given: Iterable[str], pose_regressor: str | None = None, embedding: str | None = None) -> dict[str, Any]:
-    """--detector=FILE and --detector=KIND=FILE, --pose-regressor and --embedding of a command as fields of
-    MetricOptions.
-    """
+    """--detector=FILE and --detector=KIND=FILE, --pose-regressor and --embedding of a command as fields of MetricOptions."""
     named: dict[str, str] = {}
     files = []
     for text in given:
@@ -38,14 +36,14 @@ def detector_options(given: Iterable[str], pose_regressor: str | None = None, em
 
 def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, samples: int | None = None, fetch: bool = True,
             absent: list[str] | None = None, **options: Any) -> list[str]:
-    """For training, before the first step: can all these metrics be computed? Fetches published detectors that are
-    missing, if `fetch`.
+    """For training, before the first step: can all these metrics be computed? Fetches published detectors that are missing, if `fetch`.
 
-    G: the generator, on any device; the meta device will do. samples: number of images for all metrics; None: as their
-    names say. absent: a list to which the kinds of missing detectors are added, rather than fetched. options: further
-    fields of MetricOptions (those of `detector_options`). Returns the full names. Raises UserError, one line: a name
-    that does not exist, a metric that does not fit the network or the data, a detector that is missing or wrong. For
-    one process.
+    G: the generator, on any device; the meta device will do. samples: number of images for all metrics; None: as
+    their names say. absent: a list to which
+    the kinds of missing detectors are added, rather than fetched. options: further fields of MetricOptions (those of
+    `detector_options`).
+    Returns the full names. Raises UserError, one line: a name that does not exist, a metric that does not fit the network or the data, a detector that
+    is missing or wrong. For one process.
     """
     opts = MetricOptions(G=G, dataset_kwargs=dict(dataset_kwargs), device="cpu", **options)
     return [request.name for request in check_metrics(names, opts, samples, fetch and absent is None, absent)]

@@ -45,7 +45,9 @@ def imported_names(source, package):
 
 
 def wrong_imports(files, ours):
-    """(file, line, name) for each import of a higher layer. torch_utils.persistence resolves class names at run time, without an import statement."""
+    """(file, line, name) for each import of a higher layer. torch_utils.persistence imports classes, and the reader of the
+    released format, by name at run time, without an import statement.
+    """
     for path, package in files:
         for name, line in imported_names(path.read_text(), package):
             if name in NO_CODE or (name in ours and layer_of(name) > layer_of(package)):

@@ -179,7 +179,7 @@ KINDS = dict(format=int, step=int, networks=dict, optimizers=dict, pl_mean=torch
 MAX_PICKLE_BYTES = 64 * 2 ** 20          # of what is no tensor
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _ALLOWED = {allowed.name: allowed for allowed in (
-    Allowed("collections.OrderedDict", dict),
+    Allowed("collections.OrderedDict", lambda: {}),
     *(Allowed(f"torch._utils.{name}", lambda *args: None) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")),
     *(Allowed(f"torch.{kind}Storage") for kind in _STORAGES))}
 
