@@ -360,7 +360,7 @@ BOUNDS = {
     "endless line":                 (program(b"c" + b"a" * 1_000_000), "damaged"),
     "unknown opcode":               (program(in_G(b"\xff")), "damaged"),
     "DUP":                          (program(in_G(NONE + b"2")), "DUP"),
-    "protocol 200 inside":          (program(b"\x80\xc8" + NONE), "damaged"),
+    "protocol 200 inside":          (program(b"\x80\xc8" + NONE), "NoneType, not a dict"),
     "stack underflow":              (program(b"sssss"), "damaged"),
     "no mark":                      (program(b"Nt"), "damaged"),
     "no STOP":                      (b"\x80\x04" + NONE * 100, "damaged"),

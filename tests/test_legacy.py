@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from helpers import DATA, assert_close_rel, load_golden
 
 import legacy
+import network_files
 from dnnlib import EasyDict, UserError
 from network_files import known_names, released_format
 from torch_utils import persistence
@@ -150,8 +151,16 @@ def test_own_snapshot(tmp_path):
     assert data["G"] is data["D"] is data["augment_pipe"] is None
     assert data["camera_stats"] == stats and data["note"] == "kept"
     assert data["training_set_kwargs"] == dict(path="x.zip")
+    assert torch.equal(network_files.read(path)["G_ema"](z, None, noise_mode="const"), expected)
     loaded = legacy.load_generator(path)
     assert torch.equal(loaded(z, None, noise_mode="const"), expected) and loaded.camera_stats == stats
+
+
+def test_old_name_of_our_tensors_is_known():
+    data = persistence.StoredTensor(torch.arange(3.0)).__reduce_ex__(4)[1]
+    old = pickle.dumps(data, 2)[2:-1]
+    stream = io.BytesIO(b"\x80\x02ctorch_utils.tensor_bytes\ndecode\n" + old + b"R.")
+    assert torch.equal(known_names.load(stream), torch.arange(3.0))
 
 
 def test_load_generator_takes_g_where_there_is_no_average(tmp_path):

@@ -6,7 +6,9 @@ from helpers import assert_close_rel, load_golden
 
 from dnnlib import UserError
 from torch_utils import misc
+from training import config as cfg
 from training import discriminator, networks_raycond2, networks_stylegan2, networks_stylegan3
+from training.training_loop import make_networks
 from training.transfer import check_match, describe_sizes, warm_start
 
 SMALL = dict(z_dim=48, w_dim=40, img_resolution=32, img_channels=3, channel_base=768, channel_max=40, num_fp16_res=0)
@@ -95,3 +97,15 @@ def test_a_stylegan3_network_of_another_size_keeps_its_own_filters():
     assert said.startswith("a.pkl makes images of 128 px, and --data has 64 px") and "StyleGAN3's layers are laid out for one size" in said
     same = warm_start(networks_stylegan3.Generator(c_dim=0, img_resolution=64, **kwargs), small)
     assert not same.skipped and not same.new and describe_sizes([same], 64, 64, "a.pkl") == []
+
+
+def test_scripts_may_start_from_networks_in_memory():
+    options = cfg.Options(cfg="raycond2", outdir="", data="", cbase=128, cmax=16, batch=4, mbstd_group=2)
+    info = cfg.DataInfo("none", 8, 16, num_channels=3, label_dim=25, has_camera_labels=True)
+    config = cfg.build_config(options, cfg.preset_of(options), info).config
+    torch.manual_seed(0)
+    G, D, ema = make_networks(config, torch.device("cpu"))
+    config.resume_pkl = "mine"
+    found = make_networks(config, torch.device("cpu"), {"mine": dict(G=G, D=D, G_ema=ema.model)}.get)
+    for module, source in zip((*found[:2], found[2].model), (G, D, ema.model)):
+        assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), source.state_dict().values()))
