@@ -1,4 +1,4 @@
-"""The networks in a file, whatever its format, and errors of one line that name the file."""
+"""Reads the networks in a file of any known format. Errors are one line that names the file."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from network_files.restricted_pickle import Allowed, Refused, RestrictedUnpickle
 from torch_utils import persistence
 
 MAX_MESSAGE = 400                       # letters; more is part of the file, not of an explanation
-MAX_NETWORKS = 64                       # in a file; each takes time and memory to build, whatever the file has of it
+MAX_NETWORKS = 64                       # in a file; each takes time and memory to build
 
 RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
 

@@ -88,8 +88,8 @@ class RestrictedUnpickler:
         self.known: dict[int, _Known] = {}                              # by id
 
     def load(self) -> Any:
-        """The object in the pickle. Raises Refused for what is not allowed; where the pickle is damaged,
-        pickle.UnpicklingError and whatever else its values cause.
+        """The object in the pickle. Raises Refused for what is not allowed, and pickle.UnpicklingError or any other
+        exception if the pickle is damaged.
         """
         for count in range(self.max_opcodes):
             opcode = self.read(1)

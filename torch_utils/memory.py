@@ -30,8 +30,8 @@ def keep_freed() -> None:
 def settled_objects() -> Iterator[None]:
     """Inside, Python's garbage collector looks at new objects only.
 
-    For loops that make many short-lived objects: 5 per cent of a small network's training step went into looking
-    through the old ones, of which the imported modules alone hold many thousands.
+    For loops that make many short-lived objects: looking through the old ones took 5 per cent of a small
+    network's training step. The imported modules alone hold many thousands of them.
     """
     gc.collect()
     gc.freeze()
