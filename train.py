@@ -112,8 +112,8 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 @click.option("--freezed",      help="Layers of D that do not train", type=click.IntRange(min=0), default=0)
 # Rays.
 @click.option("--rays",         help="Ray convention  [default: pinhole; a resumed ray network keeps its own]", type=click.Choice(["pinhole", "published"]))
-@click.option("--dcond",        help="How D learns the camera: the label, rays in its image, both  [default: pose, as published; "
-              "a resumed ray network keeps its own]", type=click.Choice(["pose", "rays", "both"]))
+@click.option("--dcond",        help="How D learns the camera: the label, rays in its image, both  [default: both for new networks with rays; "
+              "others pose, as published; a resumed ray network keeps its own]", type=click.Choice(["pose", "rays", "both"]))
 @click.option("--camera-loss",  help="Weight of the camera loss: D learns to tell cameras, G shows the one asked for; 0: off  [default: 2 for new "
               "networks with rays; others 0, as published; a resumed ray network keeps its own]", type=Number(min=0))
 @click.option("--ray-init",     help="New weights of a network resumed without rays, or of smaller images; zero: the first images are its own",

@@ -59,15 +59,15 @@ NOISE = dict(synthesis_kwargs=[["fused_modconv_default", "inference_only"], ["us
 RUNS = {
     # What the defaults are judged by.
     "default":              Run(TINY, **THREE),
-    "pose":                 Run(f"{TINY} --camera-loss=0", **THREE),
+    "pose":                 Run(f"{TINY} --dcond=pose --camera-loss=0", **THREE),
     "both":                 Run(f"{TINY} --dcond=both --camera-loss=0", **THREE),
     "label":                Run("--cfg=stylegan2-tiny --cond=1", **THREE),
-    "default with published rays": Run(f"{TINY} --rays=published --camera-loss=2", kimg=60),
+    "default with published rays": Run(f"{TINY} --rays=published --dcond=both --camera-loss=2", kimg=60),
     "pose with published rays": Run(f"{TINY} --rays=published", kimg=60),
     # What led there: one thing changed at a time.
     "camera loss from the start": Run(TINY, kimg=60, fields=dict(camera_start_kimg=0)),
     "camera loss 5":        Run(f"{TINY} --camera-loss=5", kimg=60),
-    "D sees label and rays": Run(f"{TINY} --dcond=both", kimg=60),
+    "D sees the label only": Run(f"{TINY} --dcond=pose --camera-loss=2", kimg=60),
     "layer noise":          Run(TINY, kimg=60, fields=NOISE),
     "path length":          Run(TINY, kimg=60, fields=dict(pl_weight=2.0, G_reg_interval=4)),
 }

@@ -172,14 +172,14 @@ PUBLISHED = ("pose", False, 0)
 
 
 @pytest.mark.parametrize("args, expected", [
-    (["--cfg=raycond2"], ("pose", True, 2)),
-    (["--cfg=raycond2-tiny"], ("pose", True, 2)),
+    (["--cfg=raycond2"], ("both", True, 2)),
+    (["--cfg=raycond2-tiny"], ("both", True, 2)),
     (["--cfg=raycond3-t", "--camera-loss=0.5", "--dcond=pose"], ("pose", True, 0.5)),
     (["--cfg=raycond2", "--camera-loss=0", "--dcond=pose"], PUBLISHED),
     (["--cfg=raycond2", "--rays=published"], PUBLISHED),
     (["--recipe=raycond2-cars"], PUBLISHED),
     (["--recipe=raycond2-cars", "--camera-loss=1"], ("pose", True, 1)),
-    (["--cfg=raycond2", "--resume=none"], ("pose", True, 2)),
+    (["--cfg=raycond2", "--resume=none"], ("both", True, 2)),
     (["--cfg=stylegan2", "--cond=1"], PUBLISHED),
     (["--cfg=stylegan2", "--cond=1", "--camera-loss=1"], ("pose", True, 1)),
 ])
@@ -266,7 +266,7 @@ def state_settings(config):
 
 @pytest.mark.parametrize("args, resumed, expected", [
     (["--cfg=stylegan2", "--cond=1", "--dcond=both", "--camera-loss=0.5"], ["--cfg=stylegan2", "--cond=1"], ("both", "pinhole", 0.5)),
-    (["--cfg=raycond2", "--camera-loss=0.5"], ["--cfg=raycond2"], ("pose", None, 0.5)),
+    (["--cfg=raycond2", "--camera-loss=0.5"], ["--cfg=raycond2"], ("both", "pinhole", 0.5)),
     (["--cfg=raycond2", "--rays=published"], ["--cfg=raycond2"], ("pose", None, 0)),
 ])
 def test_a_state_goes_on_with_its_own_training(args, resumed, expected, camera_zip, tmp_path):
@@ -276,15 +276,15 @@ def test_a_state_goes_on_with_its_own_training(args, resumed, expected, camera_z
     folder = next((tmp_path / "a").iterdir())
     code, output = run_train(f"--outdir={tmp_path / 'b'}", "--kimg=0.016", *common, *resumed, f"--resume={folder}")
     assert code == 0, output
-    assert state_settings(options_of(output)) == expected and "Not as published" not in output
+    assert state_settings(options_of(output)) == expected and "Not as published: --camera" not in output
 
 
 def test_a_network_that_learned_cameras_goes_on_learning_them(camera_zip, tmp_path):
     common = [f"--data={camera_zip}", *SMALL_RUN, "--kimg=0.008", "--cfg=raycond2"]
     assert run_train(f"--outdir={tmp_path / 'a'}", *common)[0] == 0
     network = next((tmp_path / "a").glob("*/network-snapshot-*.pkl"))
-    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}") == ("pose", True, 2)
-    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}", "--camera-loss=0") == ("pose", False, 0)
+    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}") == ("both", True, 2)
+    assert plan(camera_zip, tmp_path, *common[1:], f"--resume={network}", "--camera-loss=0") == ("both", False, 0)
 
 
 def test_sources_without_rays_keep_their_noise(camera_zip, tmp_path):

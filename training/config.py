@@ -392,10 +392,12 @@ def keep_camera_training(config: EasyDict, source: str, old: dict | None, option
 
 def describe_camera_training(config: EasyDict, options: Options, preset: Preset) -> list[str]:
     """What a run that begins does otherwise than the released code, where nobody asked for it."""
-    if not preset.rays or options.resume is not None or options.camera_loss is not None or config.camera_loss == 0:
+    ours = [f"--dcond={config.D_kwargs.get('dcond', 'pose')}"] if options.dcond is None and "dcond" in config.D_kwargs else []
+    ours += [f"--camera-loss={config.camera_loss:g}"] if options.camera_loss is None and config.camera_loss > 0 else []
+    if not preset.rays or not ours:
         return []
-    return [f"Not as published: --camera-loss={config.camera_loss:g}. --camera-loss=0 trains without it, "
-            "--rays=published as the released code did in all."]
+    return [f"Not as published: {' '.join(ours)}. --rays=published trains as the released code did, --dcond=pose "
+            "--camera-loss=0 does so with exact rays."]
 
 
 def keep_ray_convention(config: EasyDict, source: Any, rays_given: bool) -> list[str]:

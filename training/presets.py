@@ -43,7 +43,7 @@ class Preset:
 
 
 # How networks with rays are trained here (docs/experiments.md), and how the released code trains them.
-_OBEDIENT = dict(rays=True, camera_loss=2.0, camera_start_kimg=1000.0)
+_OBEDIENT = dict(rays=True, dcond="both", camera_loss=2.0, camera_start_kimg=1000.0)
 PUBLISHED = dict(dcond="pose", camera_loss=0.0)
 
 _STYLEGAN2 = Preset(
