@@ -59,7 +59,7 @@ _RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator"
 _ROTATION = dict(G_width=2, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
 
 _TINY = dict(z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, aug="noaug", metrics=(), default_kimg=100,
-             camera_start_kimg=30.0, glr=0.004, dlr=0.004, gamma=0.05, pl_weight=0.0, G_reg_interval=None,
+             camera_start_kimg=25.0, glr=0.004, dlr=0.004, gamma=0.05, pl_weight=0.0, G_reg_interval=None,
              # Layer noise stays where it is while the head turns; so few pixels need none.
              synthesis_kwargs=(*_STYLEGAN2.synthesis_kwargs, ("use_noise", False)))
 
