@@ -27,7 +27,8 @@ EXAMPLES = """Examples:
 \b
   # How well does it obey its camera? First train the networks that judge it.
   python calc_metrics.py prepare --metrics=pose_error --data=heads.zip
-  python calc_metrics.py --metrics=pose_error,view_consistency --data=heads.zip --network=checkpoints/raycond2-heads-32x32.pkl
+  python calc_metrics.py --metrics=pose_error,view_consistency --data=heads.zip \\
+      --network=checkpoints/raycond2-heads-32x32.pkl
 
 \b
   # A folder of 1000 images against a data set, with detectors from files.
@@ -41,7 +42,7 @@ class Plan:
     """What to compute; travels to the other processes."""
 
     names: list[str]                                    # full names of metrics
-    snapshots: list[str]                                # network files; empty: images are judged
+    snapshots: list[str]                                # network files; empty: judge images
     run_dir: str | None
     data: str | None
     mirror: bool | None
@@ -52,38 +53,39 @@ class Plan:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Options.
-
-def parse_names(ctx: Any, param: Any, value: str | None) -> list[str]:
-    """'a,b' -> ['a', 'b']."""
-    return [name.strip() for name in (value or "").split(",") if name.strip()]
-
+# What to judge.
 
 def find_snapshots(network: str) -> tuple[list[str], str | None]:
-    """The network files that --network names, and the run folder that they lie in, if it is one."""
+    """The network files that --network names, and their run folder or None."""
     import dnnlib
     if os.path.isdir(network):
         found = sorted(glob.glob(os.path.join(glob.escape(network), "network-snapshot-*.pkl")))
         if not found:
-            raise UserError(f"--network={network}: the folder holds no network-snapshot-*.pkl; give a run folder or a network file")
+            raise UserError(f"--network={network}: the folder holds no network-snapshot-*.pkl; give a run folder or a "
+                            "network file")
         return found, network
     if dnnlib.util.is_url(network, allow_file_urls=True):
         return [dnnlib.util.open_url(network, return_filename=True)], None
     if not os.path.isfile(network):
         from legacy import where_from
-        raise UserError(f"--network={network}: there is no such file or folder; expected a network file, a run folder or an address{where_from(network)}")
+        raise UserError(f"--network={network}: there is no such file or folder; expected a network file, a run folder "
+                        f"or an address{where_from(network)}")
     folder = os.path.dirname(os.path.abspath(network))
     return [network], folder if os.path.isfile(os.path.join(folder, "training_options.json")) else None
 
 
 def data_kwargs(plan: Plan, G: Any, stored: dict | None) -> dict:
-    """Arguments of the data set: --data, else what the network was trained on. `stored`: training_set_kwargs of the file."""
+    """Arguments of the data set: --data, else what the network was trained on, `stored` in its file."""
     stored = dict(stored or {})
-    kwargs = dict(stored) if plan.data is None else dict(class_name="training.dataset.ImageFolderDataset", path=plan.data, xflip=stored.get("xflip", False))
+    kwargs = dict(stored) if plan.data is None else dict(folder_kwargs(plan.data), xflip=stored.get("xflip", False))
     if kwargs:
         kwargs["use_labels"] = G is not None and G.c_dim > 0
         kwargs["xflip"] = kwargs.get("xflip", False) if plan.mirror is None else plan.mirror
     return kwargs
+
+
+def folder_kwargs(path: str) -> dict:
+    return dict(class_name="training.dataset.ImageFolderDataset", path=path)
 
 
 def load(snapshot: str, verbose: bool) -> tuple[Any, dict | None]:
@@ -99,8 +101,8 @@ def load(snapshot: str, verbose: bool) -> tuple[Any, dict | None]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Work.
 
-def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
-    """Can all of it be computed? Full names; UserError where not. Looks at the first snapshot: those of a run are alike."""
+def check(plan: Plan, names: tuple[str, ...], samples: int | None) -> list[str]:
+    """Full names of the metrics. Raises UserError if one cannot be computed for the first snapshot."""
     from metrics import metric_main
     from metrics.metric_utils import MetricOptions
     G, stored = load(plan.snapshots[0], verbose=False) if plan.snapshots else (None, None)
@@ -111,7 +113,8 @@ def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
     except UserError as error:
         if plan.data is not None or os.path.exists(kwargs.get("path", os.curdir)):
             raise
-        raise UserError(f"{error.message} (the data that the network was trained on are asked for; give --data=ZIP where they lie elsewhere)") from error
+        raise UserError(f"{error.message} (this is the path of the data that the network was trained on; if they lie "
+                        "elsewhere, give --data=ZIP)") from error
     if plan.verbose:
         for note in dict.fromkeys(note for opened in opts.opened.values() for note in getattr(opened, "notes", ())):
             print(without_control(note))
@@ -119,24 +122,25 @@ def check(plan: Plan, names: list[str], samples: int | None) -> list[str]:
 
 
 def run_process(rank: int, device: Any, plan: Plan) -> None:
-    """One process's part."""
-    from metrics.evaluation import compute
+    """Computes the metrics in one process. Rank 0 prints the table."""
+    from metrics import compute
     rows = []                                           # (what was judged, results)
     for snapshot in plan.snapshots or [None]:
         G, stored = (None, None) if snapshot is None else load(snapshot, plan.verbose and rank == 0)
-        results = compute(plan.names, G, plan.run_dir, snapshot, dataset_kwargs=data_kwargs(plan, G, stored), rank=rank, num_gpus=plan.gpus,
-                          device=device, progress=plan.verbose, **plan.options)
+        results = compute(plan.names, G, plan.run_dir, snapshot, dataset_kwargs=data_kwargs(plan, G, stored), rank=rank,
+                          num_gpus=plan.gpus, device=device, progress=plan.verbose, **plan.options)
         what = plan.options["images_kwargs"]["path"] if snapshot is None else os.path.basename(snapshot)
         rows.append((what, {key: value for result in results for key, value in result.results.items()}))
     if rank == 0:
         print(table(rows))
         if plan.run_dir is None:
-            print("\nNot kept in a file: " + ("these are images, not a network of a run." if not plan.snapshots else
-                                            "the network does not lie in a run folder (one with training_options.json)."))
+            reason = ("the network does not lie in a run folder (one with training_options.json)" if plan.snapshots
+                      else "these are images, not a network of a run")
+            print(f"\nNot kept in a file: {reason}.")
 
 
 def table(rows: list[tuple[str, dict]]) -> str:
-    """A line per number, those of one metric below each other; then what is said in words, once each."""
+    """A line per number, sorted by name; below them each text once."""
     keys = list(dict.fromkeys(key for _, results in rows for key in results))
     values = [(key, results[key], what) for key in keys for what, results in rows if key in results]
     numbers = [(key, f"{value:.5g}", what) for key, value, what in values if not isinstance(value, str)]
@@ -146,82 +150,89 @@ def table(rows: list[tuple[str, dict]]) -> str:
     for key, value, what in values:
         if isinstance(value, str):
             notes.setdefault((key, value), []).append(what)
-    below = [f"{key}: {text}" + (f" ({', '.join(judged)})" if len(judged) < len(rows) else "") for (key, text), judged in notes.items()]
+    below = [f"{key}: {text}" + (f" ({', '.join(judged)})" if len(judged) < len(rows) else "")
+             for (key, text), judged in notes.items()]
     return "\n".join([*lines, "", *below] if below else lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-@click.group(cls=cli.Group, invoke_without_command=True, subcommand_metavar="[prepare --metrics=A,B [--data=ZIP]]", epilog=EXAMPLES,
-             context_settings=dict(max_content_width=130, show_default=True))
+@click.group(cls=cli.Group, invoke_without_command=True, subcommand_metavar="[prepare --metrics=A,B [--data=ZIP]]",
+             epilog=EXAMPLES, context_settings=dict(max_content_width=130, show_default=True))
 @click.option("--network",      help="Network file, an address, or a run folder for all its snapshots", metavar="PKL|URL|DIR", type=cli.PATH)
 @click.option("--images",       help="Judge these images instead of a network's (FID, KID, PR, IS)", metavar="DIR|ZIP", type=cli.PATH)
 @click.option("--metrics",      help="Such as fid50k_full, or fid1k_full for fewer images  [default: fid50k_full; none with --plot]", metavar="A,B",
-              callback=parse_names)
+              callback=cli.comma_list)
 @click.option("--data",         help="Real images  [default: what the network was trained on]", metavar="ZIP|DIR", type=cli.PATH)
 @click.option("--mirror",       help="Real images mirrored, too; the _full metrics never do so  [default: as in training]", type=bool, metavar="BOOL")
-@click.option("--samples",      help="Number of images for all metrics; shows in their names", type=click.IntRange(min=1))
-@click.option("--detector",     help="TorchScript detector from a file; can be given again", metavar="[KIND=]FILE", multiple=True, type=cli.KIND_PATH)
-@click.option("--pose-regressor", help="For pose_error, from `python -m metrics.pose_regressor`", metavar="FILE", type=cli.PATH)
-@click.option("--embedding",    help="For view_consistency: TorchScript, images -> features", metavar="FILE", type=cli.PATH)
+@cli.samples_option
+@cli.detector_option
+@cli.pose_regressor_option
+@cli.embedding_option
 @click.option("--gpus",         help="Number of GPUs, or of processes on a CPU; does not change the result", type=click.IntRange(min=1), default=1)
-@click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+@cli.device_option
 @click.option("--seed",         help="Of latents, cameras and noise", type=click.IntRange(0, 2**32 - 1), default=0)
 @click.option("--plot",         help="Draw the metrics of the run's snapshots: metrics.png in its folder", is_flag=True)
 @click.option("--verbose",      help="Progress on the screen", type=bool, default=True, metavar="BOOL")
 @click.pass_context
-def main(ctx: click.Context, network: str | None, images: str | None, metrics: list[str], data: str | None, mirror: bool | None, samples: int | None,
-         detector: tuple[str, ...], pose_regressor: str | None, embedding: str | None, gpus: int, device: str, seed: int, plot: bool, verbose: bool) -> None:
-    """Compute metrics of a network, of a run's snapshots, or of images. A table on the screen; JSON lines metric-NAME.jsonl beside the run."""
+def main(ctx: click.Context, network: str | None, images: str | None, metrics: tuple[str, ...] | None, data: str | None,
+         mirror: bool | None, samples: int | None, detector: tuple[str, ...], pose_regressor: str | None,
+         embedding: str | None, gpus: int, device: str, seed: int, plot: bool, verbose: bool) -> None:
+    """Compute metrics of a network, of a run's snapshots, or of images. Prints a table; writes metric-NAME.jsonl."""
     if ctx.invoked_subcommand is not None:
-        given = [name for name in ctx.params if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+        typed = click.core.ParameterSource.COMMANDLINE
+        given = [name for name in ctx.params if ctx.get_parameter_source(name) == typed]
         if given:
-            raise UserError(f"--{given[0].replace('_', '-')}: stands before `{ctx.invoked_subcommand}`; put options behind it")
+            flag = given[0].replace("_", "-")
+            raise UserError(f"--{flag}: stands before `{ctx.invoked_subcommand}`; put options behind it")
         return
     if (network is None) == (images is None):
-        raise UserError("--network, --images: give one of them, a network to judge or a folder of images" if network is None
-                        else f"--images={images}: excludes --network={network}; give one of them")
-    if not metrics and not plot:
-        metrics = ["fid50k_full"]
+        both = f"--images={images}: excludes --network={network}; give one of them"
+        neither = "--network, --images: give one of them, a network to judge or a folder of images"
+        raise UserError(neither if network is None else both)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     snapshots, run_dir = find_snapshots(network) if network is not None else ([], None)
     if plot and run_dir is None:
         raise UserError(f"--plot: draws the metrics of a run's snapshots, and --network={network} lies in no run "
                         "folder; give one")
+    if not metrics and not plot:
+        if metrics == ():
+            raise UserError("--metrics=none: leaves nothing to compute; name a metric, or give --plot")
+        metrics = ("fid50k_full",)
     if metrics:
-        from metrics.evaluation import detector_options
+        from metrics import detector_options
         from torch_utils import distributed, signals
-        options = detector_options(detector, pose_regressor, embedding)
-        options["seed"] = seed
+        options = dict(detector_options(detector, pose_regressor, embedding), seed=seed)
         if images is not None:
-            options["images_kwargs"] = dict(class_name="training.dataset.ImageFolderDataset", path=images)
-        plan = Plan([], snapshots, run_dir, data, mirror, gpus, distributed.choose_device(device, gpus), verbose, options)
+            options["images_kwargs"] = folder_kwargs(images)
+        device = distributed.choose_device(device, gpus)
+        plan = Plan([], snapshots, run_dir, data, mirror, gpus, device, verbose, options)
         plan.names = check(plan, metrics, samples)
         try:
             distributed.launch(run_process, plan.gpus, plan.device, plan)
         except signals.Interrupted as error:
             sys.exit(128 + error.args[0])
     if plot:
-        from metrics.plots import plot_run
+        from metrics.results import plot_run
         print(f"Drew {plot_run(run_dir)}.")
 
 
 @main.command()
-@click.option("--metrics",      help="What is to be computed later  [default: the detectors of StyleGAN3's metrics]", metavar="A,B", callback=parse_names)
-@click.option("--data",         help="For camera metrics: the data that their networks learn from", metavar="ZIP|DIR", type=cli.PATH)
-@click.option("--device",       help="To train them on. auto: CUDA where there is some", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-def prepare(metrics: list[str], data: str | None, device: str) -> None:
-    """Fetch (or train) the detectors that metrics need, into the cache (DNNLIB_CACHE_DIR)."""
+@click.option("--metrics",      help="Metrics to be computed later  [default: fid50k_full,pr50k3_full]", metavar="A,B", callback=cli.comma_list)
+@click.option("--data",         help="For camera metrics: the data that their detectors are trained on", metavar="ZIP|DIR", type=cli.PATH)
+@cli.device_option
+def prepare(metrics: tuple[str, ...] | None, data: str | None, device: str) -> None:
+    """Download or train the detectors of metrics, into the cache (DNNLIB_CACHE_DIR)."""
     from metrics import detectors, metric_main
     from torch_utils import distributed
-    requests = metric_main.parse_metrics(metrics or ["fid50k_full", "pr50k3_full"])
-    kwargs = {} if data is None else dict(class_name="training.dataset.ImageFolderDataset", path=data, use_labels=True)
+    requests = metric_main.parse_metrics(["fid50k_full", "pr50k3_full"] if metrics is None else metrics)
+    kwargs = {} if data is None else dict(folder_kwargs(data), use_labels=True)
     needed: dict[str, list[str]] = {}
     for request in requests:
         for kind, use in request.metric.detectors:
             needed.setdefault(kind, []).append(use)
     chosen = distributed.choose_device(device)
-    for kind in needed:                                 # all of them, before minutes are spent on the first
+    for kind in needed:                                 # find mistakes before the first training, which takes minutes
         detectors.require(kind, kwargs)
     for kind, uses in needed.items():
         path = detectors.prepare(kind, kwargs, chosen)

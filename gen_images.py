@@ -218,7 +218,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 @click.option("--grid",         help="Also write grid.png: a row per latent, a column per camera", is_flag=True)
 @legacy.trust_option
 @click.option("--batch",        help="Images per pass; fewer need less memory  [default: by resolution]", type=click.IntRange(min=1))
-@click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+@cli.device_option
 def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: int | None, noise_mode: str, translate: tuple[float, float],
          rotate: float, grid: bool, trust: bool, batch: int | None, device: str, **camera_options: Any) -> None:
     """Generate images: seed0000.png, or seed0000-view00.png and so on where there are several cameras."""

@@ -65,14 +65,6 @@ class GammaType(click.ParamType):
         return number
 
 
-def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """'a, b' -> ('a', 'b'); 'none' or '' -> (); None (not given) -> None."""
-    if value is None:
-        return None
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    return () if [name.lower() for name in names] == ["none"] else tuple(names)
-
-
 class Number(click.FloatRange):
     """A FloatRange of finite numbers."""
 
@@ -133,12 +125,11 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 # The rest.
 @click.option("--desc",         help="Added to the name of the run folder", metavar="TEXT", type=cli.NAME)
 @click.option("--metrics",      help="Metrics at each snapshot; or none  [default: fid50k_full where its detector is at hand; the tiny presets: none]",
-              metavar="A,B", callback=parse_metrics)
-@click.option("--samples",      help="Number of images for all metrics; shows in their names", type=POSITIVE)
-@click.option("--detector",     help="TorchScript detector of metrics from a file; can be given again", type=cli.KIND_PATH,
-              metavar="[KIND=]FILE", multiple=True)
-@click.option("--pose-regressor", help="For the metric pose_error, from `python -m metrics.pose_regressor`", metavar="FILE", type=cli.PATH)
-@click.option("--embedding",    help="For the metric view_consistency: TorchScript, images -> features", metavar="FILE", type=cli.PATH)
+              metavar="A,B", callback=cli.comma_list)
+@cli.samples_option
+@cli.detector_option
+@cli.pose_regressor_option
+@cli.embedding_option
 @click.option("--kimg",         help="Thousands of images to train for  [default: 25000; the tiny presets: 100]", type=ABOVE_ZERO)
 @click.option("--tick",         help="Thousands of images between status lines", type=ABOVE_ZERO, default=4)
 @click.option("--snap",         help="Ticks between snapshots  [default: 100]", type=POSITIVE)
@@ -151,7 +142,7 @@ ABOVE_ZERO = Number(min=0, min_open=True)
 @click.option("--checkpoint-activations", help="Compute features again in the backward pass instead of keeping them: less memory, more time",
               type=bool, default=False, metavar="BOOL")
 @click.option("--workers",      help="Processes that read images, per GPU  [default: 3, or as many as there are cores for]", type=click.IntRange(min=0))
-@click.option("--device",       help="auto: CUDA where there is some, else the CPU", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+@cli.device_option
 @click.option("-n", "--dry-run", help="Print the options and stop", is_flag=True)
 def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: object) -> None:
     """Train a GAN from scratch or from an existing network.

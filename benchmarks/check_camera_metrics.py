@@ -13,7 +13,7 @@ import torch
 from camera_utils import camera_for
 from dataset_preprocessing.procedural import render, sample_scene
 from metrics import metric_main
-from metrics.small_training import dataset_kwargs_for
+from metrics.detectors.training import dataset_kwargs_for
 
 FIRST_SCENE = 50_000_000                 # far from the seeds that data sets are made with
 COLUMNS = ["pose_error", "pose_error_real", "pose_error_chance", "pose_error_shuffled",

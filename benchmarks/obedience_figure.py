@@ -16,7 +16,7 @@ import legacy
 from camera_utils import Camera
 from dnnlib import UserError, cli
 from dnnlib.util import open_whole, run_program
-from metrics.directions import gaze_rad
+from metrics.camera_metrics import gaze_rad
 from training.snapshots import to_uint8
 
 YAWS = np.linspace(-0.7, 0.7, 15)        # [rad]

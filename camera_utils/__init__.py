@@ -1,8 +1,8 @@
-"""Cameras: labels, poses, paths, rays and checks. No network code. The conventions are written down in docs/conventions.md."""
+"""Cameras: labels, poses, paths, rays and checks. No network code. docs/conventions.md states the conventions."""
 
 from camera_utils.camera import LABEL_DIM, Camera, yaw_pitch
 from camera_utils.checks import check_camera_labels
-from camera_utils.datasets import DATASETS, DatasetCameras, camera_for, dataset_cameras
+from camera_utils.datasets import DATASETS, DatasetCameras, camera_for, camera_stats, dataset_cameras
 from camera_utils.files import load_camera_file
 from camera_utils.poses import (
     FOV_to_intrinsics,
@@ -30,7 +30,6 @@ from camera_utils.rays import (
     ray_origins,
     two_plane,
 )
-from camera_utils.stats import camera_stats
 from camera_utils.trajectories import Keyframes, Orbit, Spiral, Sweep, trajectory
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`Camera`: a batch of pinhole cameras, and everything that happens to a camera when its image is edited.
+"""`Camera`: a batch of pinhole cameras, and how it changes when its image is edited.
 
 Axes, units and angles are those of docs/conventions.md: OpenCV cam2world, intrinsics in units of the image size, true
 angles [rad] from the front.
@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from camera_utils import checks
+from torch import Tensor
 
 LABEL_DIM = 25                           # cam2world [4, 4], then intrinsics [3, 3], both row by row
 
-# A world with z up is the world with y up turned about x: up y -> z, front z -> -y. Right stays x, so yaw keeps its sign.
+# A world with z up is the world with y up, turned about x: up y -> z, front z -> -y. Right stays x: yaw keeps its sign.
 _FROM_Y_UP = {"y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)), "z": ((1, 0, 0), (0, 0, -1), (0, 1, 0))}
 
 
@@ -30,8 +29,8 @@ class Camera:
     Both are floating point; integers become float32.
     """
 
-    cam2world: torch.Tensor
-    intrinsics: torch.Tensor
+    cam2world: Tensor
+    intrinsics: Tensor
 
     def __post_init__(self):
         pose, lens = self.cam2world, self.intrinsics
@@ -44,46 +43,49 @@ class Camera:
     # --- construction
 
     @staticmethod
-    def from_label(c: torch.Tensor | np.ndarray | Sequence) -> Camera:
-        """Labels [N, 25], or one label [25], as cameras. Keeps dtype, device and gradient of a tensor; lists become float32."""
-        c = c if isinstance(c, torch.Tensor) else torch.tensor(c, dtype=None if isinstance(c, np.ndarray) else torch.float32)
+    def from_label(c: Tensor | np.ndarray | Sequence) -> Camera:
+        """Labels [N, 25], or one label [25], as cameras. Keeps dtype, device and gradient; lists become float32."""
+        if not isinstance(c, Tensor):
+            c = torch.tensor(c, dtype=None if isinstance(c, np.ndarray) else torch.float32)
         c = c[None] if c.ndim == 1 else c
-        assert c.ndim == 2 and c.shape[1] == LABEL_DIM, f"camera labels of shape {list(c.shape)}, expected [N, {LABEL_DIM}]"
+        assert c.ndim == 2 and c.shape[1] == LABEL_DIM, f"labels of shape {list(c.shape)}, expected [N, {LABEL_DIM}]"
         return Camera(c[:, :16].reshape(-1, 4, 4), c[:, 16:].reshape(-1, 3, 3))
 
     @staticmethod
     def look_at(
-        yaw: torch.Tensor | float,                              # Angle of the position from the front, towards +x [rad].
-        pitch: torch.Tensor | float,                            # Elevation of the position [rad].
-        radius: torch.Tensor | float,                           # Distance from the world origin.
-        pivot: torch.Tensor | Sequence[float] = (0, 0, 0),      # Point in the centre of the view [3] or [N, 3].
-        focal: torch.Tensor | float = 1.0,                      # Focal length in image widths.
-        principal_point: torch.Tensor | Sequence[float] = (0.5, 0.5),   # In image widths and heights [2] or [N, 2].
-        focal_y: torch.Tensor | float | None = None,            # Focal length in image heights, None = the same number.
-        up: str = "y",                                          # Which axis of the world points up: y (EG3D) or z (Blender).
+        yaw: Tensor | float,                              # Angle of the position from the front, towards +x [rad].
+        pitch: Tensor | float,                            # Elevation of the position [rad].
+        radius: Tensor | float,                           # Distance from the world origin.
+        pivot: Tensor | Sequence[float] = (0, 0, 0),      # Point in the centre of the view [3] or [N, 3].
+        focal: Tensor | float = 1.0,                      # Focal length in image widths.
+        principal_point: Tensor | Sequence[float] = (0.5, 0.5),   # In image widths and heights [2] or [N, 2].
+        focal_y: Tensor | float | None = None,            # Focal length in image heights, None = the same number.
+        up: str = "y",                                          # World axis that points up: y (EG3D) or z (Blender).
         dtype: torch.dtype | None = None,                       # None = that of the tensors given, else float32.
         device: torch.device | str | None = None,               # None = that of the tensors given, else the CPU.
     ) -> Camera:
         """Upright cameras from angles. Numbers and tensors broadcast to [N]; gradients reach the tensors.
 
         The radius is measured from the world origin; the pivot only turns the gaze. A camera right above or below its
-        pivot, where upright means nothing, keeps the right axis that its yaw implies.
+        pivot has no upright pose; it gets the right axis that its yaw implies.
         """
-        given = [v for v in (yaw, pitch, radius, pivot, focal, principal_point, focal_y) if isinstance(v, torch.Tensor)]
+        given = [v for v in (yaw, pitch, radius, pivot, focal, principal_point, focal_y) if isinstance(v, Tensor)]
         device = device if device is not None else (given[0].device if given else None)
         dtype = dtype if dtype is not None else _common_float(given)
 
-        def tensor(value: Any) -> torch.Tensor:
+        def tensor(value: Any) -> Tensor:
             return torch.as_tensor(value, dtype=dtype, device=device)
 
-        yaw, pitch, radius, focal_x = torch.broadcast_tensors(*(torch.atleast_1d(tensor(v)) for v in (yaw, pitch, radius, focal)))
+        rows = [torch.atleast_1d(tensor(value)) for value in (yaw, pitch, radius, focal)]
+        yaw, pitch, radius, focal_x = torch.broadcast_tensors(*rows)
         focal_y = focal_x if focal_y is None else tensor(focal_y).expand_as(yaw)
         pivot = tensor(pivot).expand(len(yaw), 3)
         centre = tensor(principal_point).expand(len(yaw), 2)
 
         to_world = tensor(_frame(up))                                                               # [3, 3]
         level = pitch.cos()
-        origin = _rotate(to_world, radius[:, None] * torch.stack([level * yaw.sin(), pitch.sin(), level * yaw.cos()], dim=1))
+        position = radius[:, None] * torch.stack([level * yaw.sin(), pitch.sin(), level * yaw.cos()], dim=1)
+        origin = _rotate(to_world, position)
         side = _rotate(to_world, torch.stack([yaw.cos(), torch.zeros_like(yaw), -yaw.sin()], dim=1))
         cam2world = look_at_matrix(origin, pivot, up=to_world[:, 1], fallback_right=side)
         zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
@@ -91,8 +93,8 @@ class Camera:
         return Camera(cam2world, intrinsics.reshape(-1, 3, 3))
 
     @staticmethod
-    def from_stats(stats: dict, yaw: torch.Tensor | float, pitch: torch.Tensor | float, **kwargs: Any) -> Camera:
-        """Cameras at the angles given [rad], otherwise like those of the data set that `camera_stats` summarised."""
+    def from_stats(stats: dict, yaw: Tensor | float, pitch: Tensor | float, **kwargs: Any) -> Camera:
+        """Cameras at these angles [rad], otherwise like those that `camera_stats` summarised."""
         return Camera.look_at(yaw, pitch, stats["radius"], stats["pivot"], stats["focal"], stats["principal_point"],
                               focal_y=stats.get("focal_y"), up=stats.get("up", "y"), **kwargs)
 
@@ -100,7 +102,7 @@ class Camera:
     def cat(cameras: Sequence[Camera]) -> Camera:
         return Camera(torch.cat([cam.cam2world for cam in cameras]), torch.cat([cam.intrinsics for cam in cameras]))
 
-    # --- what it is
+    # --- properties
 
     def __len__(self) -> int:
         return self.cam2world.shape[0]
@@ -108,38 +110,33 @@ class Camera:
     def __getitem__(self, index: Any) -> Camera:
         """A selection of the cameras; an integer gives a batch of one."""
         if isinstance(index, int):
-            index = range(len(self))[index]                     # IndexError where there is none, so that iteration ends
+            index = range(len(self))[index]                     # raises IndexError, so that iteration ends
             index = slice(index, index + 1)
         return Camera(self.cam2world[index], self.intrinsics[index])
 
-    def to_label(self) -> torch.Tensor:
+    def to_label(self) -> Tensor:
         """[N, 25]."""
         return torch.cat([self.cam2world.flatten(1), self.intrinsics.flatten(1)], dim=1)
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:
-        """Other dtype or device, as `torch.Tensor.to`."""
+        """Changes dtype or device, as `torch.Tensor.to` does."""
         return Camera(self.cam2world.to(*args, **kwargs), self.intrinsics.to(*args, **kwargs))
 
     @property
-    def origin(self) -> torch.Tensor:
+    def origin(self) -> Tensor:
         """Positions in the world, [N, 3]."""
         return self.cam2world[:, :3, 3]
 
     @property
-    def forward(self) -> torch.Tensor:
+    def forward(self) -> Tensor:
         """Viewing directions in the world, [N, 3]."""
         return self.cam2world[:, :3, 2]
 
-    def yaw_pitch(self, up: str = "y") -> tuple[torch.Tensor, torch.Tensor]:
+    def yaw_pitch(self, up: str = "y") -> tuple[Tensor, Tensor]:
         """Angles [rad] of the positions about the world origin, [N] each: yaw in (-pi, pi], pitch in [-pi/2, pi/2]."""
         return yaw_pitch(self.origin, up)
 
-    def validate(self, name: str = "camera") -> Camera:
-        """Itself, if these are cameras: finite, a rotation, positive focal length, normalised intrinsics. Else UserError."""
-        checks.check_label_values(self.to_label().detach().double().cpu().numpy(), [f"{name} {i}" for i in range(len(self))])
-        return self
-
-    # --- what happens to the image happens to the camera
+    # --- edits of the image
 
     def mirror(self) -> Camera:
         """The cameras that see the mirrored scene (x -> -x in the world) as the mirrored image. An involution."""
@@ -148,39 +145,38 @@ class Camera:
         (fx, skew, cx), (_, fy, cy) = (row.unbind(dim=1) for row in self.intrinsics[:, :2].unbind(dim=1))
         return Camera(cam2world, self._with_lens(fx, -skew, 1 - cx, fy, cy))
 
-    def crop(self, left: torch.Tensor | float, top: torch.Tensor | float, width: torch.Tensor | float, height: torch.Tensor | float) -> Camera:
+    def crop(self, left: Tensor | float, top: Tensor | float, width: Tensor | float,
+             height: Tensor | float) -> Camera:
         """The cameras of a window of the image, in image units: crop(0, 0, 1, 1) changes nothing.
 
         A window beyond the image is padding: crop(-0.5, 0, 2, 1) is a letterbox with half an image width on each side.
         """
         (fx, skew, cx), (_, fy, cy) = (row.unbind(dim=1) for row in self.intrinsics[:, :2].unbind(dim=1))
-        return Camera(self.cam2world, self._with_lens(fx / width, skew / width, (cx - left) / width, fy / height, (cy - top) / height))
+        lens = self._with_lens(fx / width, skew / width, (cx - left) / width, fy / height, (cy - top) / height)
+        return Camera(self.cam2world, lens)
 
-    def resize(self) -> Camera:
-        """Itself: intrinsics in image units do not know the number of pixels, even where the aspect ratio changes."""
-        return self
-
-    def _with_lens(self, fx: torch.Tensor, skew: torch.Tensor, cx: torch.Tensor, fy: torch.Tensor, cy: torch.Tensor) -> torch.Tensor:
+    def _with_lens(self, fx: Tensor, skew: Tensor, cx: Tensor, fy: Tensor, cy: Tensor) -> Tensor:
+        """Intrinsics [N, 3, 3] with other numbers, [N] each."""
         rows = [torch.stack([fx, skew, cx], dim=1), torch.stack([torch.zeros_like(fy), fy, cy], dim=1)]
         return torch.cat([torch.stack(rows, dim=1), self.intrinsics[:, 2:]], dim=1)                  # [N, 3, 3]
 
 
-def yaw_pitch(position: torch.Tensor, up: str = "y") -> tuple[torch.Tensor, torch.Tensor]:
+def yaw_pitch(position: Tensor, up: str = "y") -> tuple[Tensor, Tensor]:
     """Angles [rad] of points [N, 3] about the world origin, [N] each: yaw in (-pi, pi], pitch in [-pi/2, pi/2]."""
     to_world = position.new_tensor(_frame(up))
     x, y, z = _rotate(to_world.T, position).unbind(dim=1)
     return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
 
-def look_at_matrix(origin: torch.Tensor, target: torch.Tensor, up: torch.Tensor, fallback_right: torch.Tensor | None = None) -> torch.Tensor:
+def look_at_matrix(origin: Tensor, target: Tensor, up: Tensor, fallback_right: Tensor | None = None) -> Tensor:
     """cam2world [N, 4, 4] of upright cameras at origin [N, 3] that look at target [N, 3]; `up` [3] is the world's."""
     return pose_matrix(torch.nn.functional.normalize(target - origin, dim=1, eps=1e-12), origin, up, fallback_right)
 
 
-def pose_matrix(forward: torch.Tensor, origin: torch.Tensor, up: torch.Tensor, fallback_right: torch.Tensor | None = None) -> torch.Tensor:
+def pose_matrix(forward: Tensor, origin: Tensor, up: Tensor, fallback_right: Tensor | None = None) -> Tensor:
     """cam2world [N, 4, 4] from unit viewing directions [N, 3], positions [N, 3] and the world's up [3] or [N, 3].
 
-    `fallback_right` [N, 3] takes the place of the right axis of cameras that look along `up`.
+    `fallback_right` [N, 3]: the right axis of cameras that look along `up`.
     """
     right = torch.linalg.cross(forward, up.expand_as(forward))
     if fallback_right is not None:
@@ -198,12 +194,12 @@ def _frame(up: str) -> tuple:
     return _FROM_Y_UP[up]
 
 
-def _rotate(matrix: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """[3, 3] applied to [N, 3], by sums of products so that autocast leaves the precision alone."""
+def _rotate(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Applies [3, 3] to [N, 3], by sums of products so that autocast keeps the precision."""
     return (vectors[:, None, :] * matrix).sum(dim=2)
 
 
-def _common_float(tensors: list[torch.Tensor]) -> torch.dtype:
+def _common_float(tensors: list[Tensor]) -> torch.dtype:
     dtype = None
     for tensor in tensors:
         if tensor.is_floating_point():

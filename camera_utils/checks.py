@@ -1,4 +1,4 @@
-"""Are these camera labels what they claim to be? Values that no camera has, then judgements from the geometry of the whole set.
+"""Checks of camera labels: the values of each label, then the geometry of the whole set.
 
 numpy only, vectorised: a data set's labels are checked before anything else is built.
 """
@@ -13,13 +13,13 @@ import numpy as np
 from dnnlib.util import UserError
 
 ROTATION_TOLERANCE = 1e-2                # largest entry of R R^T - 1; rounded labels pass, scaled ones do not
-MAX_PRINCIPAL_POINT = 2.0                # [image sizes]: beyond it the number is taken for pixels
-MAX_FOCAL = 50.0                         # [image sizes]: a field of view of about one degree
+MAX_PRINCIPAL_POINT = 2.0                # [image sizes]; larger numbers are taken for pixels
+MAX_FOCAL = 50.0                         # [image sizes]; a field of view of about one degree
 
 MIN_CAMERAS = 8                          # for judgements from geometry
 MAX_MISS_DEG = 5.0                       # median angle by which axes that meet in a point may miss it
-MAX_MISS_SHARE = 0.25                    # the same as a share of the spread of the axes, where a mistake is to be told from it
-MAX_REMOTENESS = 4.0                     # [camera distances]: the furthest from the world origin that axes are expected to meet
+MAX_MISS_SHARE = 0.25                    # the same as a share of the spread of the axes, for certainty about a mistake
+MAX_REMOTENESS = 4.0                     # [camera distances]; axes are expected to meet this near to the world origin
 LABEL_FORM = "cam2world (4 x 4), then intrinsics (3 x 3), row by row"
 OVERRIDE = "if the cameras are meant so, --camera-check=off skips this judgement"
 
@@ -27,14 +27,14 @@ OVERRIDE = "if the cameras are meant so, --camera-check=off skips this judgement
 def check_camera_labels(
     labels: np.ndarray,                      # [M, 25], float.
     names: Sequence[str] | None = None,      # Of the M images. None = labels are called by number.
-    allow_outward: bool = False,             # Skip the judgement of OpenGL axes, which rests on cameras looking away from their midst.
+    allow_outward: bool = False,             # Skip the judgement of OpenGL axes: the cameras may look outward.
     allow_geometry: bool = False,            # Skip all judgements from geometry.
 ) -> list[str]:
-    """Raises UserError (one line: image, value, remedy) for labels that are no OpenCV cam2world with normalised intrinsics.
+    """Raises UserError (image, value, remedy) for labels that are not OpenCV cam2world with normalised intrinsics.
 
-    The values of each label are always checked. From the geometry of the whole set two mistakes are told, world-to-camera
-    matrices and OpenGL axes, where the set allows it: eight cameras or more whose axes meet in a point and differ by some
-    degrees. Returns remarks worth a line in a log, often none.
+    Checks the values of each label. The geometry of the whole set shows two mistakes, world-to-camera matrices and
+    OpenGL axes, if eight or more cameras have axes that meet in a point and differ by some degrees.
+    Returns remarks for the log, often none.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.shape[1] != 25:
@@ -49,7 +49,7 @@ def check_camera_labels(
 # Values of single labels.
 
 def check_label_values(labels: np.ndarray, names: Sequence[str]) -> None:
-    """Raises UserError for the first of the labels [M, 25] that is no camera; `names` [M] say whose label it is."""
+    """Raises UserError for the first of the labels [M, 25] that is not a camera; names [M]: whose labels they are."""
     finite = np.isfinite(labels)
     _refuse(~finite.all(axis=1), names, lambda i:
             f"number {int(np.argmin(finite[i])) + 1} of the 25 in its camera label is {labels[i][~finite[i]][0]}; "
@@ -65,8 +65,9 @@ def _check_last_row(pose: np.ndarray, names: Sequence[str]) -> None:
 
     def explain(i: int) -> str:
         if np.abs(pose[i, :, 3] - unit).max() < 1e-3:
-            return (f"its camera matrix looks transposed: (0, 0, 0, 1) is the last column and {_numbers(pose[i, 3])} the last row; "
-                    "write cam2world row by row, with the position in the last column")
+            return ("its camera matrix looks transposed: (0, 0, 0, 1) is the last column and "
+                    f"{_numbers(pose[i, 3])} the last row; write cam2world row by row, with the position in the last "
+                    "column")
         return f"the last row of its camera matrix is {_numbers(pose[i, 3])}, expected (0, 0, 0, 1); write {LABEL_FORM}"
 
     _refuse(np.abs(pose[:, 3] - unit).max(axis=1) > 1e-3, names, explain)
@@ -81,13 +82,14 @@ def _check_rotation(rotation: np.ndarray, names: Sequence[str]) -> None:
         if scale > 1e-6 and np.abs(gram[i] / scale ** 2 - np.eye(3)).max() <= ROTATION_TOLERANCE:
             return f"its camera matrix scales by {scale:.4g}, a rotation does not; divide its upper left 3 x 3 by that"
         return ("the upper left 3 x 3 of its camera matrix is no rotation "
-                f"(R R^T differs from the identity by {error[i]:.3g}, allowed {ROTATION_TOLERANCE}); write {LABEL_FORM}")
+                f"(R R^T differs from the identity by {error[i]:.3g}, allowed {ROTATION_TOLERANCE}); "
+                f"write {LABEL_FORM}")
 
     _refuse(error > ROTATION_TOLERANCE, names, explain)
     determinant = np.linalg.det(rotation)
     _refuse(determinant < 0, names, lambda i:
-            f"its camera matrix mirrors (determinant {determinant[i]:.3g}, expected +1): one axis points the wrong way; "
-            "write x right, y down, z forward")
+            f"its camera matrix mirrors (determinant {determinant[i]:.3g}, expected +1): one axis points the wrong "
+            "way; write x right, y down, z forward")
 
 
 def _check_intrinsics(lens: np.ndarray, names: Sequence[str]) -> None:
@@ -97,8 +99,9 @@ def _check_intrinsics(lens: np.ndarray, names: Sequence[str]) -> None:
         return f"the last row of its intrinsics is {_numbers(lens[i, 2])}, expected (0, 0, 1); {remedy}"
 
     def pixels(i: int) -> str:
-        return (f"its intrinsics look like pixels (focal length {_numbers(lens[i, [0, 1], [0, 1]])}, principal point {_numbers(lens[i, :2, 2])}); "
-                "divide the first row by the image width and the second by its height, so that the centre is near 0.5")
+        return (f"its intrinsics look like pixels (focal length {_numbers(lens[i, [0, 1], [0, 1]])}, principal point "
+                f"{_numbers(lens[i, :2, 2])}); divide the first row by the image width and the second by its height, "
+                "so that the centre is near 0.5")
 
     def focal_sign(i: int) -> str:
         return (f"its focal length is {_numbers(lens[i, [0, 1], [0, 1]])}, expected positive numbers of image sizes; "
@@ -108,9 +111,10 @@ def _check_intrinsics(lens: np.ndarray, names: Sequence[str]) -> None:
         return f"row 1, column 0 of its intrinsics is {lens[i, 1, 0]:.4g}, expected 0; write {LABEL_FORM}"
 
     focal = lens[:, [0, 1], [0, 1]]                                                                 # [M, 2]
-    # A transposed matrix has its centre in the last row, where the test for pixels does not look: so that row comes first.
+    # A transposed matrix has its centre in the last row, which the test for pixels does not see: check that row first.
     _refuse(np.abs(lens[:, 2] - np.array([0, 0, 1.0])).max(axis=1) > 1e-3, names, last_row)
-    _refuse((np.abs(lens[:, :2, 2]) > MAX_PRINCIPAL_POINT).any(axis=1) | (np.abs(focal) > MAX_FOCAL).any(axis=1), names, pixels)
+    centre_is_far = (np.abs(lens[:, :2, 2]) > MAX_PRINCIPAL_POINT).any(axis=1)
+    _refuse(centre_is_far | (np.abs(focal) > MAX_FOCAL).any(axis=1), names, pixels)
     _refuse((focal <= 0).any(axis=1), names, focal_sign)
     _refuse(np.abs(lens[:, 1, 0]) > 1e-3, names, lower_triangle)
 
@@ -146,18 +150,18 @@ def _judge_geometry(labels: np.ndarray, names: _Names, allow_outward: bool) -> l
     as_given = _gaze(pose)
     inverse_pose = _inverse(pose)
     inverse = _gaze(inverse_pose)
-    # If the axes meet on the world's z axis, as FFHQ's do, so do those of the inverse matrices. Of the two sets, the one in
-    # which the cameras stand around the world origin is the likelier.
+    # If the axes meet on the world's z axis, as FFHQ's do, so do those of the inverse matrices. Then the set whose
+    # cameras stand around the world origin is the likelier one.
     if not as_given.is_likely and inverse.is_clear:
         axes = " with OpenGL axes" if not inverse.facing and _y_axes_point_up(inverse_pose) else ""
-        raise UserError(f"{names.all}: the camera matrices look like world-to-camera{axes}: inverted, their viewing axes meet near "
-                        f"{_numbers(inverse.point)}, {inverse.distance:.3g} away from the cameras, and as given they do not; "
-                        f"store the inverse matrices; {OVERRIDE}")
+        raise UserError(f"{names.all}: the camera matrices look like world-to-camera{axes}: inverted, their viewing "
+                        f"axes meet near {_numbers(inverse.point)}, {inverse.distance:.3g} away from the cameras, and "
+                        f"as given they do not; store the inverse matrices; {OVERRIDE}")
     if as_given.is_clear and not as_given.facing:
         if not allow_outward and _y_axes_point_up(pose):
-            raise UserError(f"{names.all}: the camera matrices look like OpenGL axes (y up, z backward): the cameras look away from "
-                            f"{_numbers(as_given.point)}, where their axes meet, and their y axes point up; "
-                            f"negate columns 1 and 2 of each matrix; {OVERRIDE}")
+            raise UserError(f"{names.all}: the camera matrices look like OpenGL axes (y up, z backward): the cameras "
+                            f"look away from {_numbers(as_given.point)}, where their axes meet, and their y axes point "
+                            f"up; negate columns 1 and 2 of each matrix; {OVERRIDE}")
         return [f"the cameras look outward from a point near {_numbers(as_given.point)}"]
     return []
 
@@ -169,16 +173,17 @@ def _gaze(pose: np.ndarray) -> _Gaze:
     distance = np.linalg.norm(offset, axis=1)
     cosine = (offset * forward).sum(axis=1) / np.maximum(distance, 1e-12)
     miss_deg = np.degrees(np.arccos(np.clip(np.abs(cosine), 0, 1)))
-    return _Gaze(point, float(np.median(miss_deg)), float(np.degrees(np.sqrt(max(spread, 0)))), bool(np.median(cosine) > 0), float(np.median(distance)))
+    return _Gaze(point, miss_deg=float(np.median(miss_deg)), spread_deg=float(np.degrees(np.sqrt(max(spread, 0)))),
+                 facing=bool(np.median(cosine) > 0), distance=float(np.median(distance)))
 
 
 def closest_point_to_axes(origin: np.ndarray, forward: np.ndarray) -> tuple[np.ndarray, float]:
-    """The point [3] with the least sum of squared distances from the lines through origin [M, 3] along unit forward [M, 3].
+    """Least-squares intersection of the lines through origin [M, 3] along unit vectors forward [M, 3].
 
-    Where the lines leave it open (they are parallel) the solution nearest to the world origin. Also the smallest eigenvalue
-    of the normal equations per line: 0 for parallel lines, 2/3 for directions all around.
+    Returns the point [3] (of several solutions the nearest to the world origin), and the smallest eigenvalue of the
+    normal equations per line: 0 for parallel lines, 2/3 for directions all around.
     """
-    project = np.eye(3) - np.einsum("mi,mj->mij", forward, forward)                                 # onto the plane across the line
+    project = np.eye(3) - np.einsum("mi,mj->mij", forward, forward)             # onto the plane across the line
     normal = project.mean(axis=0)
     point = np.linalg.lstsq(normal, np.einsum("mij,mj->i", project, origin) / len(origin), rcond=1e-6)[0]
     return point, float(np.linalg.eigvalsh(normal)[0])
@@ -186,8 +191,8 @@ def closest_point_to_axes(origin: np.ndarray, forward: np.ndarray) -> tuple[np.n
 
 def world_up(pose: np.ndarray) -> str:
     """'z' for poses [M, 4, 4] that are upright in a world with z up (or down) and not in one with y up; else 'y'."""
-    tilt = np.sqrt(np.square(pose[:, 1:3, 0]).mean(axis=0))      # an upright camera's right axis has no part along the world's up
-    along = np.abs(pose[:, 1:3, 1].mean(axis=0))                 # tells a rolled camera in a world with y up
+    tilt = np.sqrt(np.square(pose[:, 1:3, 0]).mean(axis=0))      # 0 if the right axes are level, so cameras upright
+    along = np.abs(pose[:, 1:3, 1].mean(axis=0))                 # shows a rolled camera in a world with y up
     if along[1] <= along[0]:
         return "y"
     if tilt.max() < 1e-3:                                        # all from the front: upright in both worlds
@@ -211,7 +216,7 @@ def _inverse(pose: np.ndarray) -> np.ndarray:
 # Messages.
 
 class _Names:
-    """Names of the labels, by number where the user gave none."""
+    """Names of the labels; without given names, their numbers."""
 
     def __init__(self, names: Sequence[str] | None, count: int):
         assert names is None or len(names) == count, f"{len(names)} names for {count} labels"

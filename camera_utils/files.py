@@ -44,7 +44,7 @@ def load_camera_file(path: str | os.PathLike) -> Camera:
     """The cameras of a JSON file, in its order, float32.
 
     It holds 25 numbers, a list of such lists, or names with labels as `label_pairs` takes them. Raises UserError for a
-    file that cannot be read, is none of these, or holds numbers that are no camera.
+    file that cannot be read, has another form, or holds numbers that are not a camera.
     """
     path = os.fspath(path)
     where = f"camera file {path}"
@@ -60,14 +60,14 @@ def load_camera_file(path: str | os.PathLike) -> Camera:
         if not isinstance(row, list) or not all(_is_number(value) for value in row):
             raise UserError(f"{name}: {describe(row)} is not a list of numbers; expected {_FORMS}")
         if len(row) != LABEL_DIM:
-            raise UserError(f"{name}: {len(row)} numbers, expected {LABEL_DIM}: cam2world (4 x 4), then intrinsics (3 x 3), row by row")
+            raise UserError(f"{name}: {len(row)} numbers, expected {LABEL_DIM}: {checks.LABEL_FORM}")
     labels = np.array(rows, dtype=np.float64)
     checks.check_label_values(labels, names)
     return Camera.from_label(torch.from_numpy(labels).float())
 
 
 def _rows(data: Any, where: str) -> tuple[list, list[str]]:
-    """The candidates for labels, and what to call each in a message."""
+    """The entries of the file, and what to call each in a message."""
     if isinstance(data, list) and data and _is_number(data[0]):
         return [data], [where]
     if isinstance(data, list) and data and not _is_pair(data[0]):

@@ -21,8 +21,7 @@ import legacy
 from camera_utils import Camera, Orbit
 from dnnlib import UserError, cli
 from dnnlib.util import format_time, run_program
-from metrics.directions import angles_deg
-from metrics.pose_regressor import viewing_directions
+from metrics.detectors.pose_regressor import angles_deg, viewing_directions
 from training.snapshots import to_uint8
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

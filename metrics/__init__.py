@@ -1,8 +1,6 @@
-"""Metrics of generators. metric_main is the table of them, metric_utils what they are made of; docs/metrics.md defines each.
+"""Metrics of generators. metrics.table lists them, docs/metrics.md defines them, metric_utils holds their parts."""
 
-A command needs `detector_options`, what it was told about detectors; training `prepare` before the first step and `evaluate` at each snapshot.
-"""
+from metrics.metric_main import compute, evaluate, prepare
+from metrics.options import detector_options
 
-from metrics.evaluation import detector_options, evaluate, prepare
-
-__all__ = ["detector_options", "evaluate", "prepare"]
+__all__ = ["compute", "detector_options", "evaluate", "prepare"]

@@ -1,159 +1,57 @@
-"""The metrics: a table with a row each, and how they are asked for, checked, computed and reported.
+"""Metrics are checked, computed and reported here; metrics.table lists them.
 
-A name may hold the number of generated images: fid50k_full, fid1k_full, ppl2_wend (50000 where none is said), ppl2_wend1k.
-`--samples=1000` puts that number into all names.
+Training calls `prepare` before its first step and `evaluate` at each snapshot. `calc_metric`, `report_metric`,
+`is_valid_metric`, `list_valid_metrics` and `register_metric` have StyleGAN3's names and arguments.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 import dnnlib
-from dnnlib.util import EasyDict, UserError, closest
+import network_files
+from dnnlib.util import EasyDict, UserError
 from metrics import detectors
+from metrics.metric_utils import broadcast_object, preserve_rng, sum_over_ranks
 from metrics.options import MetricOptions
-from metrics.reporting import report_metric
-from metrics.samples import broadcast_object, preserve_rng, sum_over_ranks
+from metrics.results import report_metric
+from metrics.table import Request, find_metric, is_valid_metric, list_valid_metrics, parse_metrics, register_metric
+from torch_utils import distributed
 
-__all__ = ["Metric", "Request", "calc_metric", "check_metrics", "check_reals", "find_metric", "is_valid_metric", "list_valid_metrics", "metrics",
-           "parse_metrics", "register_metric", "report_metric"]
-
-# Importing one of these fills in its rows.
-METRIC_MODULES = ("frechet_inception_distance", "kernel_inception_distance", "precision_recall", "inception_score", "perceptual_path_length",
-                  "equivariance", "pose_error", "view_consistency", "fid_by_yaw")
-
-NEEDS = ("generator", "cameras", "stylegan3")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A row of the table."""
-
-    name:           str                                 # {count} stands where the number of images goes, if it has one.
-    function:       Callable[[MetricOptions], dict]     # -> results by name: numbers, or text that explains one
-    samples:        int                                 # Number of images where the user says none.
-    count_optional: bool                = False         # Is the name without a number the one with `samples`?
-    detectors:      tuple[tuple[str, str], ...] = ()    # (kind, use), see metrics.detectors.KINDS.
-    needs:          tuple[str, ...]     = ()            # Of NEEDS.
-    reals:          bool                = True          # Does it look at the real images?
-    minimum:        int                 = 1             # Fewest images, of either kind, that it is defined for.
-    check:          Callable[[MetricOptions, Request], None] | None = None      # Further conditions: raises UserError.
-    shared:         str | None          = None          # Rows with the same word are one computation.
-    unit:           str                 = ""            # Of its numbers.
-
-    def name_for(self, count: int) -> str:
-        return self.name.replace("{count}", "" if self.count_optional and count == self.samples else format_count(count))
-
-
-@dataclass(frozen=True)
-class Request:
-    """A metric that somebody asked for."""
-
-    metric: Metric
-    num_samples: int
-
-    @property
-    def name(self) -> str:
-        return self.metric.name_for(self.num_samples)
-
-
-_metrics: dict[str, Metric] = {}
-
-
-def register_metric(name: str | Callable, **row: Any) -> Callable:
-    """Decorator that adds a row to the table: fields of `Metric`. In the name {count} stands where the number of images goes.
-
-    Alone, as StyleGAN3 has it, it registers a function (opts) -> dict under the function's own name; what it looks at is its own affair.
-    """
-    if callable(name):
-        _metrics[name.__name__] = Metric(name.__name__, name, samples=0, minimum=0, reals=False)
-        return name
-    assert "{count}" in name, f"{name}: says nowhere how many images"
-    assert set(row.get("needs", ())) <= set(NEEDS), row["needs"]
-
-    def add(function: Callable[[MetricOptions], dict]) -> Callable[[MetricOptions], dict]:
-        _metrics[name] = Metric(name, function, **row)
-        return function
-
-    return add
-
-
-def metrics() -> dict[str, Metric]:
-    """The table: pattern of the name -> row."""
-    for module in METRIC_MODULES:
-        importlib.import_module(f"metrics.{module}")
-    return _metrics
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Names.
-
-def format_count(count: int) -> str:
-    """50000 -> '50k', 1234 -> '1234'."""
-    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
-
-
-def find_metric(name: str, samples: int | None = None) -> Request | None:
-    """The row and the number of images that the name stands for, or None. `samples` replaces the number."""
-    if name in metrics():                               # one without a number in its name
-        return Request(_metrics[name], 0)
-    for row in metrics().values():
-        if "{count}" not in row.name:
-            continue
-        optional = "?" if row.count_optional else ""
-        pattern = re.escape(row.name).replace(re.escape("{count}"), rf"([1-9]\d*k?){optional}")
-        match = re.fullmatch(pattern, name)
-        if match is None:
-            continue
-        text = match.group(1)
-        count = row.samples if text is None else int(text.rstrip("k")) * (1000 if text.endswith("k") else 1)
-        return Request(row, samples or count)
-    return None
-
-
-def is_valid_metric(metric: str) -> bool:
-    return find_metric(metric) is not None
-
-
-def list_valid_metrics() -> list[str]:
-    """Names with their usual numbers of images; other numbers are valid too."""
-    return [row.name_for(row.samples) for row in metrics().values()]
-
-
-def parse_metrics(names: Iterable[str], samples: int | None = None) -> list[Request]:
-    """What these names stand for, each once. Raises UserError for others."""
-    requests: dict[str, Request] = {}
-    for name in names:
-        request = find_metric(name, samples)
-        if request is None:
-            known = list_valid_metrics()
-            raise UserError(f"--metrics={name}: there is no such metric; {closest(name, known)}there are {', '.join(known)}")
-        requests.setdefault(request.name, request)
-    return list(requests.values())
+__all__ = ["calc_metric", "check_metrics", "compute", "evaluate", "find_metric", "is_valid_metric",
+           "list_valid_metrics", "parse_metrics", "prepare", "register_metric", "report_metric"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks.
 
+def prepare(names: Iterable[str], dataset_kwargs: dict, G: torch.nn.Module, samples: int | None = None,
+            fetch: bool = True, absent: list[str] | None = None, **options: Any) -> list[str]:
+    """For training, before the first step: checks that all these metrics can be computed. Returns their full names.
+
+    G: the generator, on any device, the meta device included. samples: number of images for all metrics; None: as
+    their names say. fetch: download published detectors that are missing. absent: do not download them, but add their
+    kinds to this list. options: further fields of MetricOptions, such as those of `detector_options`.
+    Raises UserError if a name is unknown, a metric does not suit the network or the data, or a detector is missing or
+    wrong. Call on one rank.
+    """
+    opts = MetricOptions(G=G, dataset_kwargs=dict(dataset_kwargs), device="cpu", **options)
+    return [request.name for request in check_metrics(names, opts, samples, fetch and absent is None, absent)]
+
+
 def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None = None, fetch: bool = False,
                   absent: list[str] | None = None) -> list[Request]:
-    """The requests, if every one of them can be computed with these options; else UserError, one line. Before any work.
-
-    opts.G may be on the meta device: only what kind of network it is counts. `fetch`: download published detectors
-    that are missing. `absent`: add their kinds to this list instead of refusing.
-    """
+    """The metrics of these names, if each can be computed with these options; else raises UserError. See `prepare`."""
     requests = parse_metrics(names, samples)
     for request in requests:
         with _naming(request):
@@ -161,7 +59,7 @@ def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None
             _check_needs(opts, request)
             _check_minimum(opts, request)
             if request.metric.check is not None:
-                request.metric.check(opts, request)
+                request.metric.check(replace(opts, metric=request.name, num_samples=request.num_samples))
     for request in requests:
         with _naming(request):
             for kind, use in request.metric.detectors:
@@ -178,6 +76,15 @@ def check_metrics(names: Iterable[str], opts: MetricOptions, samples: int | None
     return requests
 
 
+@contextlib.contextmanager
+def _naming(request: Request) -> Iterator[None]:
+    """Puts the metric's name before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--metrics={request.name}: {error.message}") from error
+
+
 def _check_given_files(opts: MetricOptions) -> None:
     for kind, path in opts.detectors.items():
         detectors.refuse_other_files(f"{detectors.KINDS[kind].flag}={path}", path)
@@ -185,55 +92,37 @@ def _check_given_files(opts: MetricOptions) -> None:
         detectors.refuse_other_files(f"--detector={path}", path)
 
 
-def _tell_unnamed_files(requests: list[Request], opts: MetricOptions) -> None:
-    """Says what --detector=FILE without a kind serves as. Raises UserError where one file would be taken for two kinds."""
-    served: dict[str, set[str]] = {}
-    for kind, use in {pair for request in requests for pair in request.metric.detectors}:
-        path = opts.detector_path(kind, use)
-        if kind not in opts.detectors and path in opts.detector_files:
-            served.setdefault(path, set()).add(kind)
-    for path, kinds in served.items():
-        if len(kinds) > 1:
-            raise UserError(f"--detector={path}: the metrics need {' and '.join(sorted(kinds))} detectors, and the file could be either; "
-                            f"say which it is, {' '.join(f'--detector={kind}=FILE' for kind in sorted(kinds))}")
-        print(f"--detector={path}: taken for {detectors.KINDS[min(kinds)].with_article}.")
-
-
-@contextlib.contextmanager
-def _naming(request: Request) -> Iterator[None]:
-    """A UserError in it says which metric it is about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"--metrics={request.name}: {error.message}") from error
-
-
 def _check_needs(opts: MetricOptions, request: Request) -> None:
+    """Does the metric suit the network, and the network the data?"""
     if opts.G is None:
         _check_images(opts, request)
         return
     G, needs, reals = opts.G, request.metric.needs, request.metric.reals
     if "stylegan3" in needs and not moves_its_image(G):
-        raise UserError(f"equivariance is a property of StyleGAN3's networks, whose image can be moved; this one is {type(G).__module__}.{type(G).__name__}; "
-                        "leave the metric out")
+        raise UserError("equivariance is a property of StyleGAN3's networks, whose image can be moved; this one is "
+                        f"{type(G).__module__}.{type(G).__name__}; leave the metric out")
     if "cameras" in needs and G.c_dim != 25:
-        raise UserError(f"this network takes no cameras ({f'its labels have {G.c_dim} numbers' if G.c_dim else 'it has no labels'}); "
-                        "train one with --cond=1 on data with cameras, or leave the metric out")
+        has = f"its labels have {G.c_dim} numbers" if G.c_dim else "it has no labels"
+        raise UserError(f"this network takes no cameras ({has}); train one with --cond=1 on data with cameras, or "
+                        "leave the metric out")
     if not reals and G.c_dim == 0:
-        return                           # the data are not looked at, and need not be there
+        return                           # the metric does not look at the data, which may be missing
     if not opts.dataset_kwargs:
         raise UserError(f"needs the real images{'' if reals else chr(39) + ' labels'}; give --data")
-    data = f"--data={opts.dataset_kwargs.get('path')}"
-    if "cameras" in needs and not opts.dataset().has_camera_labels:
-        raise UserError(f"{data}: the labels are no cameras (they have {opts.dataset().label_dim} numbers, expected 25); give data with cameras")
-    if G.c_dim > 0 and opts.dataset().label_dim != G.c_dim:
-        raise UserError(f"{data}: the labels have {opts.dataset().label_dim} numbers, the network's {G.c_dim}; give the data that it was trained on")
-    if reals and opts.dataset().image_shape[1:] != [G.img_resolution, G.img_resolution]:
-        raise UserError(f"{data}: the images are {_size(opts.dataset())}, those of the network {G.img_resolution} px; give data of its size")
+    dataset, data = opts.dataset(), f"--data={opts.dataset_kwargs.get('path')}"
+    if "cameras" in needs and not dataset.has_camera_labels:
+        raise UserError(f"{data}: the labels are no cameras (they have {dataset.label_dim} numbers, expected 25); give "
+                        "data with cameras")
+    if G.c_dim > 0 and dataset.label_dim != G.c_dim:
+        raise UserError(f"{data}: the labels have {dataset.label_dim} numbers, the network's {G.c_dim}; give the data "
+                        "that it was trained on")
+    if reals and dataset.image_shape[1:] != [G.img_resolution, G.img_resolution]:
+        raise UserError(f"{data}: the images are {_size(dataset)}, those of the network {G.img_resolution} px; give "
+                        "data of its size")
 
 
 def _check_images(opts: MetricOptions, request: Request) -> None:
-    """Where images are judged, not a generator."""
+    """The same for images to be judged, without a generator."""
     if "generator" in request.metric.needs:
         raise UserError("needs a generator, and there are only images; give --network, or choose FID, KID, PR or IS")
     if request.metric.reals and not opts.dataset_kwargs:
@@ -241,9 +130,11 @@ def _check_images(opts: MetricOptions, request: Request) -> None:
     images = opts.images()
     flag = f"--images={opts.images_kwargs['path']}"
     if len(images) < request.num_samples:
-        raise UserError(f"{flag}: {len(images)} images, and {request.num_samples} are needed; give more, or --samples={len(images)}")
+        raise UserError(f"{flag}: {len(images)} images, and {request.num_samples} are needed; give more, or "
+                        f"--samples={len(images)}")
     if request.metric.reals and images.image_shape[1:] != opts.dataset().image_shape[1:]:
-        raise UserError(f"{flag}: the images are {_size(images)}, those of --data={opts.dataset_kwargs['path']} {_size(opts.dataset())}; resize them first")
+        raise UserError(f"{flag}: the images are {_size(images)}, those of --data={opts.dataset_kwargs['path']} "
+                        f"{_size(opts.dataset())}; resize them first")
 
 
 def _check_minimum(opts: MetricOptions, request: Request) -> None:
@@ -251,7 +142,8 @@ def _check_minimum(opts: MetricOptions, request: Request) -> None:
     if request.num_samples < least:
         raise UserError(f"is defined for {least} images or more; raise --samples={request.num_samples}")
     if request.metric.reals and opts.dataset_kwargs and len(opts.dataset()) < least:
-        raise UserError(f"is defined for {least} real images or more, and {opts.dataset_kwargs['path']} has {len(opts.dataset())}; give more data")
+        raise UserError(f"is defined for {least} real images or more, and {opts.dataset_kwargs['path']} has "
+                        f"{len(opts.dataset())}; give more data")
 
 
 def _size(dataset: Any) -> str:
@@ -260,31 +152,38 @@ def _size(dataset: Any) -> str:
 
 
 def moves_its_image(G: torch.nn.Module) -> bool:
-    """Has it a user's transform, as StyleGAN3's networks have?"""
+    """Does the network have a user's transform, as StyleGAN3's do?"""
     return isinstance(getattr(getattr(G.synthesis, "input", None), "transform", None), torch.Tensor)
 
 
-def check_reals(opts: MetricOptions, request: Request) -> None:
-    """For metrics that compare as many real as generated images."""
-    have = len(opts.dataset())
-    if have < request.num_samples:
-        raise UserError(f"compares with {request.num_samples} real images, and {opts.dataset_kwargs['path']} has {have}; give --samples={have}, or "
-                        "choose the _full metric, which takes all there are")
+def _tell_unnamed_files(requests: list[Request], opts: MetricOptions) -> None:
+    """Says which kind each --detector=FILE without a kind is taken for. Raises UserError if it would be two kinds."""
+    served: dict[str, set[str]] = {}
+    for kind, use in {pair for request in requests for pair in request.metric.detectors}:
+        path = opts.detector_path(kind, use)
+        if kind not in opts.detectors and path in opts.detector_files:
+            served.setdefault(path, set()).add(kind)
+    for path, kinds in served.items():
+        if len(kinds) > 1:
+            flags = " ".join(f"--detector={kind}=FILE" for kind in sorted(kinds))
+            raise UserError(f"--detector={path}: the metrics need {' and '.join(sorted(kinds))} detectors, and the "
+                            f"file could be either; say which it is, {flags}")
+        print(f"--detector={path}: taken for {detectors.KINDS[min(kinds)].with_article}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Computing and reporting.
+# Computing.
 
 def calc_metric(metric: str, **kwargs: Any) -> EasyDict:
     """Computes the metric of that name. kwargs: fields of MetricOptions. Every process of num_gpus calls it.
 
-    Returns dict(results, metric, total_time [s], total_time_str, num_gpus). Torch's global generators are left as they were.
+    Returns dict(results, metric, total_time [s], total_time_str, num_gpus). Torch's global generators keep their state.
     """
     request = find_metric(metric)
     assert request is not None, f"{metric!r} is not among {list_valid_metrics()}"
     opts = replace(MetricOptions(**kwargs), metric=request.name, num_samples=request.num_samples, broken=[])
     if opts.G is not None and opts.G.training:
-        opts.G = copy.deepcopy(opts.G).eval()           # the caller's stays as it is
+        opts.G = copy.deepcopy(opts.G).eval()           # does not change the caller's
     start = time.time()
     memo = (request.metric.shared, request.num_samples)
     if request.metric.shared is None or memo not in opts.shared:
@@ -293,14 +192,14 @@ def calc_metric(metric: str, **kwargs: Any) -> EasyDict:
         opts.shared[memo] = _without_broken_numbers(opts, found)
     results = dict(opts.shared[memo])
     seconds = time.time() - start
-    return EasyDict(results=EasyDict(results), metric=request.name, total_time=seconds, total_time_str=dnnlib.util.format_time(seconds),
-                    num_gpus=opts.num_gpus)
+    return EasyDict(results=EasyDict(results), metric=request.name, total_time=seconds,
+                    total_time_str=dnnlib.util.format_time(seconds), num_gpus=opts.num_gpus)
 
 
 def _without_broken_numbers(opts: MetricOptions, found: dict) -> dict:
-    """Numbers as float; nan, all of them, with a note, where some of the generated images are not finite: what follows from such images says nothing.
+    """The results with numbers as float. If generated images are not finite, all numbers become nan, with a note.
 
-    A network that has diverged must not end a training run.
+    A network that has diverged does not end a training run.
     """
     results = {name: value if isinstance(value, str) else float(value) for name, value in found.items()}
     numbers = [name for name, value in results.items() if not isinstance(value, str)]
@@ -315,4 +214,39 @@ def _without_broken_numbers(opts: MetricOptions, found: dict) -> dict:
         results[f"{opts.metric}_note"] = note
         if opts.rank == 0:
             print(f"{opts.metric}: {note}")
+    return results
+
+
+def evaluate(
+    snapshot:       str,                                # Network file.
+    run_dir:        str | None,                         # Folder for metric-NAME.jsonl. None: writes no file.
+    names:          Iterable[str],
+    device:         torch.device | str | None = None,
+    **options:      Any,                                # Further fields of MetricOptions.
+) -> dict[str, float]:                                  # Numbers by name, the same on all ranks.
+    """Computes the metrics of a snapshot for the training loop. Every process of the run calls it; rank 0 reports.
+
+    Reads the network from the file. Torch's global generators keep their state.
+    """
+    networks = network_files.read(snapshot)
+    G = networks["G"] if networks["G_ema"] is None else networks["G_ema"]
+    opts = dict(options, dataset_kwargs=dict(networks["training_set_kwargs"]), rank=distributed.get_rank(),
+                num_gpus=distributed.get_world_size(), device=device)
+    results = compute(names, G, run_dir, snapshot, **opts)
+    return {key: value for result in results for key, value in result.results.items() if not isinstance(value, str)}
+
+
+def compute(names: Iterable[str], G: torch.nn.Module | None, run_dir: str | None, snapshot: str | None,
+            **options: Any) -> list[EasyDict]:
+    """Computes each metric and reports it on rank 0. Returns what `calc_metric` returned."""
+    opts = MetricOptions(G=None, **options)
+    if G is not None:
+        opts.G = G.eval().requires_grad_(False).to(opts.device)
+    options = {name: value for name, value in vars(opts).items() if name not in ("metric", "num_samples")}
+    results = []
+    for name in names:
+        result = calc_metric(name, **options)
+        if opts.rank == 0:
+            report_metric(result, run_dir=run_dir, snapshot_pkl=snapshot)
+        results.append(result)
     return results

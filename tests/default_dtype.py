@@ -11,7 +11,7 @@ torch.set_default_dtype(getattr(torch, sys.argv[1]))
 
 import camera_utils  # noqa: E402
 import legacy  # noqa: E402
-from metrics.small_network import SmallNetwork  # noqa: E402
+from metrics.detectors.convnet import ConvNet  # noqa: E402
 from torch_utils import persistence  # noqa: E402
 from torch_utils.ops import bias_act, filtered_lrelu, modulate, strided_conv, up_conv, upfirdn2d  # noqa: E402
 from torch_utils.ops.bias_act import native_cpu as bias_act_cpu  # noqa: E402
@@ -90,4 +90,4 @@ for name in ("raycond2", "tf_stylegan2"):
     stored = legacy.load_network_pkl(Path(__file__).parent / "data" / "pickles" / f"{name}.pkl")["G_ema"]
     show(name, *stored.state_dict().values())
 torch.manual_seed(0)
-show("detector", SmallNetwork(32, 8).eval()(real))
+show("detector", ConvNet(32, 8).eval()(real))

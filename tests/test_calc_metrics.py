@@ -13,8 +13,8 @@ from PIL import Image
 
 import calc_metrics
 import metrics
-from metrics.plots import read_curves
-from metrics.reporting import report_metric
+from dnnlib import UserError
+from metrics.results import read_curves, report_metric
 from torch_utils import persistence
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -121,7 +121,7 @@ def test_words_come_once_below_the_numbers():
 
 
 def test_prepare_looks_at_the_data_before_it_trains(tmp_path, camera_zip, class_zip, monkeypatch):
-    monkeypatch.setattr("metrics.pose_regressor.train_pose_regressor", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("metrics.detectors.pose_regressor.train_pose_regressor", lambda *_: pytest.fail("trained"))
     (tmp_path / "bad.zip").write_bytes(b"PK no zip")
     for metric in ("pose_error", "view_consistency"):
         refused("prepare", f"--metrics={metric}", f"--data={camera_zip}", "--device=cpu", says=[camera_zip, "names no scenes"])
@@ -146,8 +146,8 @@ def test_mistakes_are_one_line(run_dir, detector, tmp_path, camera_zip, monkeypa
     from metrics import detectors
 
     def no_network(url, **_):
-        raise detectors.UserError(f"cannot download {url}")
-    monkeypatch.setattr(detectors, "open_url", no_network)
+        raise UserError(f"cannot download {url}")
+    monkeypatch.setattr(detectors.files, "open_url", no_network)
     network = f"--network={run_dir / 'network-snapshot-000004.pkl'}"
     given = f"--detector={detector}"
     refused("--metrics=fid50k", says=["--network"])
@@ -180,7 +180,7 @@ def test_prepare_fetches_into_the_cache(tmp_path, detector, monkeypatch, run_dir
     def fetch(url, **_):
         asked.append(url)
         return open(detector, "rb")
-    monkeypatch.setattr(detectors, "open_url", fetch)
+    monkeypatch.setattr(detectors.files, "open_url", fetch)
     code, output = run("prepare", "--metrics=fid50k_full,ppl2_wend,eqr50k")
     assert code == 0 and detectors.sha256_of(detector) in output
     assert [url.rpartition("/")[2] for url in asked] == ["inception-2015-12-05.pt", "vgg16.pt"]

@@ -13,10 +13,11 @@ from toy_views import SIZE, ToyGenerator, toy_labels, toy_world, write_toy
 
 from camera_utils import Camera, camera_for
 from dnnlib.util import UserError
-from metrics import camera_metrics, detectors, directions, fid_by_yaw, metric_main, pose_regressor, scene_embedding, similarities
-from metrics.options import MetricOptions
-from metrics.small_network import read_metadata
-from metrics.small_training import Recipe, dataset_kwargs_for
+from metrics import camera_metrics, detectors, fid_by_yaw, metric_main
+from metrics.detectors import pose_regressor, scene_embedding
+from metrics.detectors.convnet import read_metadata
+from metrics.detectors.training import Recipe, dataset_kwargs_for
+from metrics.metric_utils import MetricOptions
 from torch_utils import distributed
 from training import networks_raycond2, networks_raycond3
 
@@ -34,21 +35,21 @@ def random_directions(count, seed, spread=1.0):
 @pytest.mark.parametrize("degrees", [0, 1e-5, 1, 45, 90, 179, 180])
 def test_angles(degrees):
     turned = [np.sin(np.radians(degrees)), 0, np.cos(np.radians(degrees))]
-    assert directions.angles_deg(np.array([0, 0, 1]), np.array(turned)) == pytest.approx(degrees, abs=1e-9)
+    assert pose_regressor.angles_deg(np.array([0, 0, 1]), np.array(turned)) == pytest.approx(degrees, abs=1e-9)
 
 
 @pytest.mark.parametrize("spread", [0.3, 100])
 def test_no_direction_of_a_fine_grid_beats_the_best_constant_one(spread):
     those = random_directions(200, 0, spread)
     grid = random_directions(20000, 1, 100)
-    best = min(directions.angles_deg(those, direction).mean() for direction in grid)
-    assert best - 1 < directions.chance_deg(those) <= best
+    best = min(pose_regressor.angles_deg(those, direction).mean() for direction in grid)
+    assert best - 1 < camera_metrics.chance_deg(those) <= best
 
 
 def test_shuffled_is_the_mean_over_all_pairs():
     a, b = random_directions(7, 0), random_directions(7, 1)
-    expected = np.mean([directions.angles_deg(x, y) for x in a for y in b])
-    assert directions.shuffled_deg(a, b) == pytest.approx(expected, rel=1e-12)
+    expected = np.mean([pose_regressor.angles_deg(x, y) for x in a for y in b])
+    assert camera_metrics.shuffled_deg(a, b) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("up", ["y", "z"])
@@ -59,7 +60,7 @@ def test_turns_of_a_network_that_turns_part_of_the_way(up):
     def directions_of(yaw, pitch):
         return Camera.look_at(yaw, pitch, 2.7, up=up).forward.numpy()
 
-    found = directions.turns(directions_of(yaw, pitch), directions_of(0.7 * yaw + 0.1, 0.4 * pitch), up)
+    found = camera_metrics.turns(directions_of(yaw, pitch), directions_of(0.7 * yaw + 0.1, 0.4 * pitch), up)
     assert found["yaw_slope"] == pytest.approx(0.7) and found["pitch_slope"] == pytest.approx(0.4)
     assert found["yaw"] == pytest.approx(np.degrees(np.abs(0.1 - 0.3 * yaw.numpy()).mean()))
     assert found["pitch"] == pytest.approx(np.degrees(np.abs(0.6 * pitch.numpy()).mean()))
@@ -68,7 +69,7 @@ def test_turns_of_a_network_that_turns_part_of_the_way(up):
 def test_turns_all_around_and_of_cameras_at_one_height():
     yaw = torch.linspace(-3.1, 3.1, 100, dtype=torch.float64)
     asked, seen = (Camera.look_at(angle, 0.2, 2.7).forward.numpy() for angle in (yaw, yaw + 0.3))
-    found = directions.turns(asked, seen, "y")
+    found = camera_metrics.turns(asked, seen, "y")
     assert found["yaw"] == pytest.approx(np.degrees(0.3)) and found["yaw_slope"] == pytest.approx(1)
     assert found["pitch"] == pytest.approx(0, abs=1e-9) and np.isnan(found["pitch_slope"])
 
@@ -80,10 +81,10 @@ def test_pairs_of_both_kinds_are_made_from_the_same_cameras():
     """An embedding that sees nothing but the camera cannot tell the same latent from another one."""
     latent, camera, group = camera_metrics.layout(np.arange(160))
     embedding = np.random.RandomState(0).randn(camera.max() + 1, 5)[camera]
-    within, between = similarities.pair_similarities(embedding, latent, camera, group)
+    within, between = camera_metrics.pair_similarities(embedding, latent, camera, group)
     assert len(within) == 10 * 4 * 6 and len(between) == 10 * 6 * 12
     np.testing.assert_allclose(np.unique(within.round(9)), np.unique(between.round(9)))
-    assert similarities.compare_pairs(embedding, latent, camera, group)["ratio"] == pytest.approx(1, abs=1e-9)
+    assert camera_metrics.compare_pairs(embedding, latent, camera, group)["ratio"] == pytest.approx(1, abs=1e-9)
 
 
 def test_pairs_by_brute_force():
@@ -95,16 +96,16 @@ def test_pairs_by_brute_force():
             if group[i] == group[j] and camera[i] != camera[j]:
                 cosine = embedding[i] @ embedding[j] / np.linalg.norm(embedding[i]) / np.linalg.norm(embedding[j])
                 (within if thing[i] == thing[j] else between).append(cosine)
-    found = similarities.pair_similarities(embedding, thing, camera, group)
+    found = camera_metrics.pair_similarities(embedding, thing, camera, group)
     np.testing.assert_allclose(np.sort(found[0]), np.sort(within))
     np.testing.assert_allclose(np.sort(found[1]), np.sort(between))
 
 
 def test_ratio():
-    assert similarities.distance_ratio(1.0, 0.2) == 0
-    assert similarities.distance_ratio(0.3, 0.3) == 1
-    assert similarities.distance_ratio(0.9, -0.1) == pytest.approx(0.1 / 1.1)
-    assert similarities.distance_ratio(1.0, 1.0) == 1
+    assert camera_metrics.distance_ratio(1.0, 0.2) == 0
+    assert camera_metrics.distance_ratio(0.3, 0.3) == 1
+    assert camera_metrics.distance_ratio(0.9, -0.1) == pytest.approx(0.1 / 1.1)
+    assert camera_metrics.distance_ratio(1.0, 1.0) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from helpers import assert_refused, run_train
 
 import train
 from dnnlib import EasyDict
-from metrics.plots import read_curves
+from metrics.results import read_curves
 from torch_utils import signals
 from training import continuing, training_state
 from training.status import Status, read_stats

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from metrics.stats_cache import data_hash
+from metrics.detectors import data_hash
 from training.dataset import Dataset, ImageFolderDataset
 from training.image_scan import natural
 

@@ -8,7 +8,7 @@ import torch
 from dataset_helpers import camera_label, encode, labelled, pixels, refusal, rgb_files, with_cameras, with_labels, write
 
 from camera_utils import Camera, load_camera_file
-from metrics.scene_ids import read_scene_ids
+from metrics.detectors.dataset import read_scene_ids
 from training.dataset import ImageFolderDataset
 from training.labels import Labels
 

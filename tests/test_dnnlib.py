@@ -209,6 +209,23 @@ def test_every_command_has_what_all_share_and_every_path_expands_the_home_folder
                         "--source", "--dest"}
 
 
+@pytest.mark.parametrize("text, names", [("a,b", ("a", "b")), (" a, b ,", ("a", "b")), ("None", ()), ("", ()), (" none ", ()), (None, None)])
+def test_comma_lists(text, names):
+    assert cli.comma_list(None, None, text) == names
+
+
+def test_options_of_several_commands_are_the_same_everywhere():
+    found = {}
+    for command in commands().values():
+        for option in command.params:
+            found.setdefault(max(option.opts, key=len), []).append(option)
+    for name, least in [("--device", 6), ("--samples", 2), ("--detector", 2), ("--pose-regressor", 2), ("--embedding", 2)]:
+        options = found[name]
+        assert len(options) >= least, name
+        for option in options[1:]:
+            assert option.to_info_dict() == options[0].to_info_dict(), name
+
+
 @click.command(cls=cli.Command)
 @click.option("--path", type=cli.PATH)
 @click.option("--detector", type=cli.KIND_PATH, multiple=True)

@@ -18,6 +18,7 @@ import dnnlib
 import metrics
 from camera_utils import ray_map
 from metrics import detectors, metric_main, metric_utils
+from metrics import table as metric_table
 from torch_utils import distributed, persistence
 from training.dataset import ImageFolderDataset
 
@@ -43,9 +44,16 @@ def test_names_hold_the_number_of_images():
     assert "did you mean fid50k_full?" in refusal(lambda: metric_main.parse_metrics(["fid50kfull"]))
 
 
-def test_registering_a_metric(monkeypatch):
-    monkeypatch.setattr(metric_main, "_metrics", dict(metric_main.metrics()))
+@pytest.fixture
+def own_metrics():
+    """Removes the metrics that a test registers."""
+    before = dict(metric_table.TABLE)
+    yield
+    metric_table.TABLE.clear()
+    metric_table.TABLE.update(before)
 
+
+def test_registering_a_metric(own_metrics):
     @metric_main.register_metric("answer{count}", samples=10)
     def answer(opts):
         return {opts.metric: 42 + opts.num_samples, "why": "text is let through"}
@@ -59,12 +67,6 @@ def test_registering_a_metric(monkeypatch):
 NVIDIA = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/"
 
 
-@pytest.fixture
-def table(monkeypatch):
-    """The table of metrics, as it was afterwards."""
-    monkeypatch.setattr(metric_main, "_metrics", dict(metric_main.metrics()))
-
-
 def frechet(opts, url, kwargs, max_real, num_gen):
     """As StyleGAN3's scripts compose it."""
     real = metric_utils.compute_feature_stats_for_dataset(
@@ -74,7 +76,7 @@ def frechet(opts, url, kwargs, max_real, num_gen):
     return float(np.square(gen[0] - real[0]).sum() + np.real(scipy.linalg.eigvals(gen[1] @ real[1]) ** 0.5).sum() * -2 + np.trace(gen[1] + real[1]))
 
 
-def test_a_metric_written_for_stylegan3(table, camera_zip, detector, capsys):
+def test_a_metric_written_for_stylegan3(own_metrics, camera_zip, detector, capsys):
     @metric_main.register_metric
     def my_fid(opts):
         opts.dataset_kwargs.update(max_size=None, xflip=False)
@@ -109,7 +111,7 @@ def test_a_generator_in_training_mode_is_left_as_it_is(camera_zip, detector):
 def test_detectors_by_address(camera_zip, detector, tmp_path, monkeypatch):
     """NVIDIA's addresses stand for the published detectors, fetched where they are missing; others for the TorchScript file there; no pickle is opened."""
     fetched = []
-    monkeypatch.setattr(detectors, "open_url", lambda url, **_: fetched.append(url) or open(detector, "rb"))
+    monkeypatch.setattr(detectors.files, "open_url", lambda url, **_: fetched.append(url) or open(detector, "rb"))
     assert metric_utils.get_feature_detector_name(NVIDIA + "vgg16.pkl") == "vgg16"
     images = torch.randint(0, 256, [2, 3, 16, 16])
     expected = torch.jit.load(detector)(images.float(), return_features=True)

@@ -10,6 +10,7 @@ from dataset_helpers import refusal
 from metric_helpers import options
 
 import metrics
+from dnnlib import UserError
 from metrics import detectors, metric_main, metric_utils
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -61,8 +62,8 @@ def test_files_that_are_no_detectors_are_refused(tmp_path, camera_zip):
 
 def test_detectors_in_the_cache(camera_zip, detector, tmp_path, monkeypatch):
     def no_network(url, **_):
-        raise detectors.UserError(f"cannot download {url}")
-    monkeypatch.setattr(detectors, "open_url", no_network)
+        raise UserError(f"cannot download {url}")
+    monkeypatch.setattr(detectors.files, "open_url", no_network)
     kwargs = dict(options(nets.raycond2(), camera_zip, detector), detectors={})
     opts = metric_utils.MetricOptions(**kwargs)
     place = tmp_path / "cache" / "detectors" / "inception-2015-12-05.pt"
@@ -85,13 +86,13 @@ def test_detectors_in_the_cache(camera_zip, detector, tmp_path, monkeypatch):
 
 
 def test_fetching_records_the_hash(tmp_path, detector, monkeypatch):
-    monkeypatch.setattr(detectors, "open_url", lambda url, **_: open(detector, "rb"))
+    monkeypatch.setattr(detectors.files, "open_url", lambda url, **_: open(detector, "rb"))
     path = detectors.prepare("vgg16", {})
     assert (tmp_path / "cache" / "detectors" / "vgg16.pt.sha256").read_text().split()[0] == detectors.sha256_of(detector) == detectors.sha256_of(path)
 
 
 def test_a_download_that_is_no_detector_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(detectors, "open_url", lambda url, **_: io.BytesIO(b"<html>Sign in to the network</html>"))
+    monkeypatch.setattr(detectors.files, "open_url", lambda url, **_: io.BytesIO(b"<html>Sign in to the network</html>"))
     message = refusal(lambda: detectors.prepare("vgg16", {}))
     assert "vgg16.pt" in message and "no TorchScript file" in message and "35 bytes" in message
     assert not list((tmp_path / "cache" / "detectors").iterdir())

@@ -9,7 +9,9 @@ import torch
 from conftest import camera_labels, write_dataset
 from metric_helpers import options, value
 
-from metrics import metric_main, metric_utils, plots, progress
+from dnnlib import cli
+from metrics import metric_main, metric_utils
+from metrics.results import read_curves
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -34,7 +36,7 @@ def test_a_network_that_has_diverged_has_no_numbers(make, labels, names, detecto
         capsys.readouterr()
         stored = json.loads(line, parse_constant=pytest.fail)["results"]
         assert {value for key, value in stored.items() if not isinstance(value, str)} == {None}
-    assert plots.read_curves(str(tmp_path)) == {}
+    assert read_curves(str(tmp_path)) == {}
 
 
 def test_a_few_bad_images_are_enough(detector, camera_zip):
@@ -70,11 +72,11 @@ def test_a_line_that_a_kill_has_cut_spoils_no_other(tmp_path, capsys):
     with open(path, "ab") as stream:
         stream.write(b"\xff\n[1]\n")
     capsys.readouterr()
-    assert plots.read_curves(str(tmp_path)) == {"fid8": {"fid8": [(4, 2.5), (12, 1.5)]}}
+    assert read_curves(str(tmp_path)) == {"fid8": {"fid8": [(4, 2.5), (12, 1.5)]}}
     said = capsys.readouterr().out
     assert "metric-fid8.jsonl" in said and "lines 2, 4, 5" in said and said.count("\n") == 1
     path.write_text(lines[0])                                   # whole, but for the end of the line
-    assert plots.read_curves(str(tmp_path)) == {"fid8": {"fid8": [(4, 2.5)]}}
+    assert read_curves(str(tmp_path)) == {"fid8": {"fid8": [(4, 2.5)]}}
 
 
 def test_a_result_that_cannot_be_kept_is_on_the_screen(tmp_path, capsys):
@@ -88,8 +90,8 @@ def test_a_result_that_cannot_be_kept_is_on_the_screen(tmp_path, capsys):
 
 def test_a_progress_monitor_reports_now_and_then(capsys):
     told = []
-    monitor = progress.ProgressMonitor("reals", 2500, flush_interval=1000, verbose=True, progress_fn=lambda *args: told.append(args), pfn_lo=100, pfn_hi=200,
-                                       pfn_total=400)
+    monitor = metric_utils.ProgressMonitor("reals", 2500, flush_interval=1000, verbose=True,
+                                           progress_fn=lambda *args: told.append(args), pfn_lo=100, pfn_hi=200, pfn_total=400)
     for i in range(0, 2501, 250):
         monitor.update(i)
     assert told == [(100, 400), (140, 400), (180, 400), (200, 400)]
@@ -105,14 +107,14 @@ def test_a_progress_monitor_reports_now_and_then(capsys):
 
 def test_progress_off_a_terminal_is_a_line_a_minute(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.progress(1000, "fid: reals") as bar:
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    with cli.progress(1000, "fid: reals") as bar:
         for _ in range(10):
             now[0] += 25
             bar.update(100)
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" img")[0] for line in lines] == ["fid: reals: 300 of 1000", "fid: reals: 600 of 1000", "fid: reals: 900 of 1000"]
-    with progress.progress(1000, "fid: reals", shown=False) as bar:
+    with cli.progress(1000, "fid: reals", shown=False) as bar:
         now[0] += 1000
         bar.update(1000)
     assert capsys.readouterr().err == ""

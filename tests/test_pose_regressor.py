@@ -13,10 +13,12 @@ from toy_views import toy_world
 from camera_utils import Camera
 from dataset_preprocessing.procedural import render_dataset
 from dnnlib.util import UserError
-from metrics import pose_regressor, scene_embedding, small_training
-from metrics.scene_ids import read_scene_ids, shows_scenes_again
-from metrics.small_network import SmallNetwork, area_weights, resize_by_area, save_network
-from metrics.small_training import Recipe, augment, choose_held_out, dataset_kwargs_for, load_images
+from metrics.detectors import pose_regressor, scene_embedding, training
+from metrics.detectors.convnet import ConvNet, area_weights, resize_by_area, save_network
+from metrics.detectors.dataset import read_scene_ids, shows_scenes_again
+from metrics.detectors.training import Recipe, augment, choose_held_out, dataset_kwargs_for, load_images
+from metrics.pose_regressor import main as pose_command
+from metrics.scene_embedding import main as scene_command
 
 QUICK = Recipe(resolution=8, kimg=0.3, batch=16)
 
@@ -60,7 +62,7 @@ def test_resize_is_the_mean_of_blocks():
 
 def test_file_takes_what_detectors_are_given(tmp_path):
     path = str(tmp_path / "network.pt")
-    network = SmallNetwork(16, 5).eval()
+    network = ConvNet(16, 5).eval()
     save_network(path, network, dict(data="x"))
     loaded, metadata = load(path)
     assert metadata == dict(data="x")
@@ -159,14 +161,14 @@ def test_training_is_a_function_of_the_seed(camera_zip, tmp_path):
 
 def test_command(camera_zip, tmp_path):
     dest = tmp_path / "pose.pt"
-    result = CliRunner().invoke(pose_regressor.main, [f"--data={camera_zip}", f"--dest={dest}", "--kimg=0.1", "--batch=16", "--resolution=8", "--device=cpu"])
+    result = CliRunner().invoke(pose_command, [f"--data={camera_zip}", f"--dest={dest}", "--kimg=0.1", "--batch=16", "--resolution=8", "--device=cpu"])
     assert result.exit_code == 0, result.output
     metadata = load(dest)[1]
     assert f"held-out error {metadata['held_out_mean_deg']:.2f} deg" in result.output and f"chance {metadata['chance_deg']:.2f} deg" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pose.pt"]
 
 
-@pytest.mark.parametrize("command", [pose_regressor.main, scene_embedding.main])
+@pytest.mark.parametrize("command", [pose_command, scene_command])
 def test_mistakes_are_one_line(command, camera_zip, class_zip, tmp_path):
     def refusal(data, dest):
         result = CliRunner().invoke(command, [f"--data={data}", f"--dest={dest}", "--device=cpu"])
@@ -176,8 +178,8 @@ def test_mistakes_are_one_line(command, camera_zip, class_zip, tmp_path):
     assert "--dest=" in refusal(camera_zip, tmp_path / "absent" / "a.pt")
     assert "--dest=" in refusal(camera_zip, tmp_path)
     assert "absent.zip" in refusal(tmp_path / "absent.zip", tmp_path / "a.pt")
-    assert ("no cameras" if command is pose_regressor.main else "names no scenes") in refusal(class_zip, tmp_path / "a.pt")
-    assert ("too few" if command is pose_regressor.main else "names no scenes") in refusal(camera_zip, tmp_path / "a.pt")
+    assert ("no cameras" if command is pose_command else "names no scenes") in refusal(class_zip, tmp_path / "a.pt")
+    assert ("too few" if command is pose_command else "names no scenes") in refusal(camera_zip, tmp_path / "a.pt")
     assert not list(tmp_path.iterdir())
 
 
@@ -185,7 +187,7 @@ def test_a_failure_leaves_no_file(camera_zip, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(small_training.torch.optim, "Adam", fail)
+    monkeypatch.setattr(training.torch.optim, "Adam", fail)
     with pytest.raises(KeyboardInterrupt):
         pose_regressor.train_pose_regressor(dataset_kwargs_for(camera_zip), str(tmp_path / "pose.pt"), QUICK, progress=False)
     assert not list(tmp_path.iterdir())

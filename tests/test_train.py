@@ -147,7 +147,7 @@ def test_metrics_at_snapshots(camera_zip, tmp_path, monkeypatch):
     base = [f"--data={camera_zip}", "--cfg=raycond2", "--kimg=0.008", "--tick=0.008", "--snap=1", *SMALL]
     for metric, says in [("fid8_fll", ["did you mean fid50k_full"]), ("eqr50k", ["eqr50k", "StyleGAN3"]), ("fid65", ["65", "64", "--samples"])]:
         refused(f"--outdir={tmp_path / 'none'}", *base, f"--metrics={metric}", f"--detector={detector}", says=says)
-    monkeypatch.setattr("metrics.detectors.open_url", offline)
+    monkeypatch.setattr("metrics.detectors.files.open_url", offline)
     refused(f"--outdir={tmp_path / 'none'}", *base, "--metrics=fid8_full", says=["inception-2015-12-05.pt", "--detector", str(tmp_path / "cache")])
     assert not (tmp_path / "none").exists()
 
@@ -172,7 +172,7 @@ def cached_detector(folder):
 @pytest.mark.usefixtures("own_cache")
 def test_the_default_metric_where_its_detector_is_at_hand(camera_zip, tmp_path, monkeypatch):
     """fid50k_full as StyleGAN3 has it; without a detector a line, and neither a download nor the end of a run."""
-    monkeypatch.setattr("metrics.detectors.open_url", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr("metrics.detectors.files.open_url", lambda *_, **__: pytest.fail("asked the network"))
     base = [f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2", *SMALL]
     code, output = run_train(*base, "-n")
     said, = [line for line in output.splitlines() if "fid50k_full" in line]
@@ -248,7 +248,7 @@ def test_default_workers_are_no_more_than_the_cores(cores, gpus, workers, camera
 def test_a_dry_run_checks_what_the_run_would(camera_zip, tmp_path, monkeypatch):
     """It refuses with the run's words; it fetches and makes nothing, and says what it could therefore not check."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("metrics.detectors.open_url", lambda *args, **kwargs: pytest.fail("it fetches"))
+    monkeypatch.setattr("metrics.detectors.files.open_url", lambda *args, **kwargs: pytest.fail("it fetches"))
     monkeypatch.setattr("dnnlib.util._download", lambda *args: pytest.fail("it downloads"))
     base = [f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2", "-n", *SMALL]
     refused(*base, "--metrics=fid8_fll", says=["--metrics=fid8_fll", "did you mean fid50k_full"])
@@ -540,11 +540,6 @@ def test_refusals_of_data(tmp_path, camera_zip):
 def test_descriptions_that_make_no_folder_are_refused_before_anything_is_made(camera_zip, tmp_path, desc, says, dry):
     refused(f"--outdir={tmp_path / 'runs'}", f"--data={camera_zip}", "--cfg=raycond2-tiny", f"--desc={desc}", *dry, *SMALL, says=["--desc", says])
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("text, names", [("a,b", ("a", "b")), (" a, b ,", ("a", "b")), ("None", ()), ("", ()), (" none ", ()), (None, None)])
-def test_lists_of_metrics(text, names):
-    assert train.parse_metrics(None, None, text) == names
 
 
 def test_names_in_the_data_do_not_steer_the_terminal(camera_zip, tmp_path):

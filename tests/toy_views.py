@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from camera_utils import Camera, camera_for
-from metrics.pose_regressor import train_pose_regressor
-from metrics.scene_embedding import train_scene_embedding
-from metrics.small_training import Recipe, dataset_kwargs_for
+from metrics.detectors.pose_regressor import train_pose_regressor
+from metrics.detectors.scene_embedding import train_scene_embedding
+from metrics.detectors.training import Recipe, dataset_kwargs_for
 
 SIZE = 16
 YAW, PITCH = 0.7, 0.25                   # [rad] the spot reaches the border beyond these

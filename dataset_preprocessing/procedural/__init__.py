@@ -1,4 +1,4 @@
-"""Posed images of procedural scenes with known geometry: any scene can be rendered again from any camera from its seed.
+"""Posed images of procedural scenes with known geometry: a seed gives a scene, which any camera can see.
 
     scene = sample_scene("heads", 7)
     labels = sample_labels("heads", [7, 7, 7, 7], views=[0, 1, 2, 3])     # [4, 25]
@@ -9,9 +9,9 @@
 """
 
 from dataset_preprocessing.procedural.dataset import VERSION, render_dataset
-from dataset_preprocessing.procedural.kinds import KINDS, sample_scene
+from dataset_preprocessing.procedural.kinds import KINDS, sample_angles, sample_labels, sample_scene
 from dataset_preprocessing.procedural.renderer import Rendered, render, render_rays
 from dataset_preprocessing.procedural.scenes import Scene
-from dataset_preprocessing.procedural.views import sample_angles, sample_labels
 
-__all__ = ["KINDS", "Rendered", "Scene", "VERSION", "render", "render_dataset", "render_rays", "sample_angles", "sample_labels", "sample_scene"]
+__all__ = ["KINDS", "Rendered", "Scene", "VERSION", "render", "render_dataset", "render_rays", "sample_angles",
+           "sample_labels", "sample_scene"]

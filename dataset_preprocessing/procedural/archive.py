@@ -1,4 +1,4 @@
-"""Writing an image data set as an EG3D zip or folder, aside and renamed, so that a file under its final name is always whole."""
+"""Writes an image data set as an EG3D zip or folder. It gets its name when it is whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dnnlib.util import UserError
 
 
 def check_dest(dest: str, force: bool) -> None:
-    """Raises UserError where `dest` cannot be written, or is there and `force` is not given."""
+    """Raises UserError if `dest` cannot be written, or exists and `force` is not given."""
     if not dest:
         raise UserError("--dest is empty; give the name of a .zip file or of a folder")
     parent = os.path.dirname(os.path.abspath(dest))
@@ -26,10 +26,13 @@ def check_dest(dest: str, force: bool) -> None:
     if not force:
         raise UserError(f"--dest={dest} exists; give another name, or --force to replace it")
     if os.path.isdir(dest) != (not is_zip(dest)):
-        there, wanted = ("folder", "file") if is_zip(dest) else ("file", "folder (a name that ends in .zip gives a zip)")
+        there, wanted = "file", "folder (a name that ends in .zip gives a zip)"
+        if is_zip(dest):
+            there, wanted = "folder", "file"
         raise UserError(f"--dest={dest} is a {there}, expected a {wanted}; give another name")
     if os.path.isdir(dest) and not os.path.isfile(os.path.join(dest, "dataset.json")):
-        raise UserError(f"--dest={dest} is a folder without dataset.json, so no data set that --force may replace; give another name")
+        raise UserError(f"--dest={dest} is a folder without dataset.json, so no data set that --force may replace; "
+                        "give another name")
 
 
 def is_zip(dest: str) -> bool:
@@ -38,7 +41,7 @@ def is_zip(dest: str) -> bool:
 
 @contextmanager
 def open_archive(dest: str) -> Iterator[_Zip | _Folder]:
-    """A writer with `add(name, data)` and `add_json(name, value)`; what it wrote appears as `dest` when the block ends without error."""
+    """A writer with `add(name, data)` and `add_json(name, value)`. `dest` appears when the block ends without error."""
     dest = os.path.abspath(dest)
     part = f"{dest}.{os.getpid()}.part"
     writer = _Zip(part) if is_zip(dest) else _Folder(part)
@@ -62,7 +65,7 @@ class _Zip(_Writer):
         self.zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
 
     def add(self, name: str, data: bytes) -> None:
-        # A ZipInfo made by hand carries a constant date, so that equal data sets are equal files.
+        # A ZipInfo made by hand has a constant date, so that equal data sets are equal files.
         self.zip.writestr(zipfile.ZipInfo(name), data)
 
     def finish(self) -> None:
@@ -73,7 +76,7 @@ class _Zip(_Writer):
     def abandon(self) -> None:
         try:
             self.zip.close()
-        except OSError:             # a full disk again; what counts is that the file goes
+        except OSError:             # a full disk again; still remove the file
             pass
         if os.path.exists(self.path):
             os.remove(self.path)
@@ -98,7 +101,7 @@ class _Folder(_Writer):
 
 
 def _replace(part: str, dest: str) -> None:
-    """Gives `part` its final name; a folder that stands there is moved out of the way first and removed last."""
+    """Gives `part` its final name. Moves an existing folder aside first and removes it last."""
     if not os.path.isdir(dest):
         os.replace(part, dest)
         return

@@ -1,7 +1,7 @@
 """Where rays meet the solids of a scene: exact, vectorised, with the ellipses' bounding boxes in the image for culling.
 
-Arithmetic is element by element and uses +, -, *, / and sqrt only, which IEEE 754 defines to the bit: a ray's result does not
-depend on which other rays are traced with it.
+Arithmetic is element by element and uses only +, -, *, / and sqrt, which IEEE 754 defines to the bit: a ray's result
+does not depend on the other rays that are traced with it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ NEAR = 1e-4                         # hits closer than this to the origin of a r
 @dataclass
 class Hits:
     """The first solid on each ray; R = N * P rays, those of scene n at [n * P, (n + 1) * P)."""
-    depth: np.ndarray               # [R] distance along the unit direction; inf where there is none
-    part:  np.ndarray               # [R] int16 index of the solid; -1 where there is none
-    face:  np.ndarray               # [R] int8: 0 on the curved surface, else the sign with which the cut axis points outwards
+    depth: np.ndarray               # [R] distance along the unit direction; inf without a hit
+    part:  np.ndarray               # [R] int16 index of the solid; -1 without a hit
+    face:  np.ndarray               # [R] int8: 0 on the curved surface, else the sign by which the cut axis points out
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -38,16 +38,18 @@ def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def trace(batch: SceneBatch, origins: np.ndarray, directions: np.ndarray, candidates: np.ndarray | None = None) -> Hits:
-    """The first hit of each ray. Solids in which a ray starts are not seen by it.
+    """The first hit of each ray. A ray does not see solids that it starts in.
 
     origins, directions: [3, N, P], directions of length 1, origins also [3, N, 1];
     candidates: [E, N, P] bool, which rays may meet which solid; None tries all.
     """
     _, num, rays = directions.shape
     direction_rows = directions.reshape(3, -1)
-    hits = Hits(np.full(num * rays, np.inf, directions.dtype), np.full(num * rays, -1, np.int16), np.zeros(num * rays, np.int8))
-    table = np.concatenate([batch.center, batch.whiten.reshape(num, -1, 9), batch.cut_axis, batch.cut_range], axis=2)   # [N, E, 17]
-    table = np.ascontiguousarray(table.transpose(1, 2, 0))                                                              # [E, 17, N]
+    total = num * rays
+    hits = Hits(np.full(total, np.inf, directions.dtype), np.full(total, -1, np.int16), np.zeros(total, np.int8))
+    columns = [batch.center, batch.whiten.reshape(num, -1, 9), batch.cut_axis, batch.cut_range]
+    table = np.ascontiguousarray(np.concatenate(columns, axis=2).transpose(1, 2, 0))           # [E, 17, N]
+    shared = origins.shape[2] == 1
     for part in range(batch.active.shape[1]):
         possible = batch.active[:, part, None]
         possible = np.broadcast_to(possible, (num, rays)) if candidates is None else candidates[part] & possible
@@ -55,8 +57,8 @@ def trace(batch: SceneBatch, origins: np.ndarray, directions: np.ndarray, candid
         index = np.flatnonzero(possible)
         if len(index) == 0:
             continue
-        solid = np.repeat(table[part], counts, axis=1)                                                                  # [17, K]
-        origin = np.repeat(origins[:, :, 0], counts, axis=1) if origins.shape[2] == 1 else origins.reshape(3, -1)[:, index]
+        solid = np.repeat(table[part], counts, axis=1)                                         # [17, K]
+        origin = np.repeat(origins[:, :, 0], counts, axis=1) if shared else origins.reshape(3, -1)[:, index]
         has_cut = bool((np.abs(table[part, 15:17]) < 1e5).any())
         depth, face = _meet(solid, origin, direction_rows[:, index], has_cut)
         closer = depth < hits.depth[index]
@@ -67,12 +69,14 @@ def trace(batch: SceneBatch, origins: np.ndarray, directions: np.ndarray, candid
     return hits
 
 
-def _meet(solid: np.ndarray, origin: np.ndarray, direction: np.ndarray, has_cut: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _meet(solid: np.ndarray, origin: np.ndarray, direction: np.ndarray,
+          has_cut: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Depth (inf for a miss) and face of K pairs of a solid [17, K] and a ray [3, K]."""
     center, whiten, axis, cut = solid[0:3], solid[3:12], solid[12:15], solid[15:17]
     offset = origin - center
     o, d = apply(whiten, offset), apply(whiten, direction)
-    # |o + t d|^2 = 1. Its discriminant (o.d)^2 - |d|^2 (|o|^2 - 1) equals |d|^2 - |o x d|^2, which loses no digits for small, far solids.
+    # |o + t d|^2 = 1. Its discriminant (o.d)^2 - |d|^2 (|o|^2 - 1) equals |d|^2 - |o x d|^2, which keeps its digits for
+    # small, far solids.
     moment = cross(o, d)
     length2 = dot(d, d)
     rest = length2 - dot(moment, moment)
@@ -83,7 +87,7 @@ def _meet(solid: np.ndarray, origin: np.ndarray, direction: np.ndarray, has_cut:
         return np.where((rest > 0) & (near > NEAR), near, np.inf).astype(near.dtype, copy=False), None
     far = (middle + root) / length2
     start, speed = dot(axis, offset), dot(axis, direction)
-    with np.errstate(divide="ignore", invalid="ignore"):       # a ray along the slab: -inf .. inf inside it, an empty interval outside
+    with np.errstate(divide="ignore", invalid="ignore"):       # a ray along the slab: -inf .. inf inside, empty outside
         first, second = (cut[0] - start) / speed, (cut[1] - start) / speed
     enter, leave = np.minimum(first, second), np.maximum(first, second)
     depth = np.maximum(near, enter)
@@ -95,15 +99,15 @@ def _meet(solid: np.ndarray, origin: np.ndarray, direction: np.ndarray, has_cut:
 def image_boxes(batch: SceneBatch, cam2world: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     """Bounds of the solids' images, in image coordinates: x0, x1, y0, y1 as [N, E, 4].
 
-    The outline of an ellipsoid {c + A u, |u| <= 1} is the conic whose dual is B B^T - h h^T, with B = K R^T A and h = K R^T (c - o);
-    its vertical and horizontal tangents are the bounds (Hartley and Zisserman, Multiple View Geometry, section 8.3).
-    Solids that reach behind the camera get the whole plane; those that lie behind it, an empty box.
+    The outline of an ellipsoid {c + A u, |u| <= 1} is the conic whose dual is B B^T - h h^T, with B = K R^T A and
+    h = K R^T (c - o); its vertical and horizontal tangents are the bounds (Hartley and Zisserman, Multiple View
+    Geometry, section 8.3). Solids that reach behind the camera get the whole plane; those behind it, an empty box.
     """
-    # Inactive solids have no inverse; a unit ball stands in for them.
+    # Inactive solids have no inverse; they count as unit balls.
     whiten = np.where(batch.active[..., None, None], batch.whiten, np.eye(3))
-    to_image = intrinsics.astype(np.float64) @ cam2world[:, :3, :3].astype(np.float64).transpose(0, 2, 1)       # [N, 3, 3]
-    axes = to_image[:, None] @ np.linalg.inv(whiten.astype(np.float64))                                         # [N, E, 3, 3]
-    center = (to_image[:, None] @ (batch.center - cam2world[:, None, :3, 3])[..., None])[..., 0]                # [N, E, 3]
+    to_image = intrinsics.astype(np.float64) @ cam2world[:, :3, :3].astype(np.float64).transpose(0, 2, 1)  # [N, 3, 3]
+    axes = to_image[:, None] @ np.linalg.inv(whiten.astype(np.float64))                                # [N, E, 3, 3]
+    center = (to_image[:, None] @ (batch.center - cam2world[:, None, :3, 3])[..., None])[..., 0]       # [N, E, 3]
     dual = axes @ axes.transpose(0, 1, 3, 2) - center[..., :, None] * center[..., None, :]
     in_front = (dual[..., 2, 2] < 0) & (center[..., 2] > 0)
     behind = (dual[..., 2, 2] < 0) & (center[..., 2] < 0)
@@ -112,5 +116,6 @@ def image_boxes(batch: SceneBatch, cam2world: np.ndarray, intrinsics: np.ndarray
         for k in (0, 1):
             root = np.sqrt(np.maximum(dual[..., k, 2] ** 2 - dual[..., k, k] * dual[..., 2, 2], 0))
             low, high = (dual[..., k, 2] + root) / dual[..., 2, 2], (dual[..., k, 2] - root) / dual[..., 2, 2]
-            bounds += [np.where(in_front, low, np.where(behind, np.inf, -np.inf)), np.where(in_front, high, np.where(behind, -np.inf, np.inf))]
+            bounds += [np.where(in_front, low, np.where(behind, np.inf, -np.inf)),
+                       np.where(in_front, high, np.where(behind, -np.inf, np.inf))]
     return np.stack(bounds, axis=-1)

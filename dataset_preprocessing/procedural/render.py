@@ -1,4 +1,7 @@
-"""Renders data sets of procedural scenes; see --help. Nothing imports this file: `procedural.render` is the function."""
+"""Renders data sets of procedural scenes; see --help.
+
+Do not import this file: `procedural.render` is the function.
+"""
 
 import os
 import sys

@@ -17,20 +17,21 @@ _LEVEL = 256                        # supersamples are averaged as integers of t
 
 @dataclass(frozen=True)
 class Rendered:
-    """What rays see; leading axes as those of the rays."""
+    """What rays see. The leading axes are those of the rays."""
     rgb:    np.ndarray              # [..., 3] display RGB in [0, 1]
-    depth:  np.ndarray              # [...] distance from the origin, world units; of the ground or the far wall where no solid is hit
+    depth:  np.ndarray              # [...] world units along the ray; to the ground or far wall if no solid is hit
     hit:    np.ndarray              # [...] bool: a solid is hit
     part:   np.ndarray              # [...] int16 index of that solid in its scene, -1 for none
     normal: np.ndarray              # [..., 3] outward unit normal; zero on the far wall
 
 
-def render(scenes: Scene | Sequence[Scene], camera_labels: np.ndarray, resolution: int | tuple[int, int], supersample: int = 2) -> np.ndarray:
+def render(scenes: Scene | Sequence[Scene], camera_labels: np.ndarray, resolution: int | tuple[int, int],
+           supersample: int = 2) -> np.ndarray:
     """Images uint8 [N, H, W, 3] of N scenes (or of one) from N camera labels.
 
     camera_labels: [N, 25] in EG3D's layout: OpenCV cam2world row-major, then intrinsics normalised by the image size;
-    resolution: a side or (H, W); each pixel is the mean of supersample x supersample rays through the centres of its parts.
-    The rays are computed here, apart from `camera_utils.rays`, without torch: each is a check on the other.
+    resolution: a side or (H, W). A pixel is the mean of supersample x supersample rays through its parts' centres.
+    Computes its rays without `camera_utils.rays` (and torch), so that tests can compare the two.
     """
     labels = np.asarray(camera_labels, dtype=np.float64)
     assert labels.ndim == 2 and labels.shape[1] == 25, labels.shape
@@ -53,7 +54,7 @@ def render(scenes: Scene | Sequence[Scene], camera_labels: np.ndarray, resolutio
 def _render_rows(batch, labels, height, width, rows, supersample):
     """The image rows rows[0] .. rows[1] - 1 of one block of images: uint8 [N, rows, W, 3]."""
     cam2world, intrinsics = labels[:, :16].reshape(-1, 4, 4), labels[:, 16:].reshape(-1, 3, 3)
-    y = (np.arange(rows[0] * supersample, rows[1] * supersample) + 0.5) / (height * supersample)       # image coordinates
+    y = (np.arange(rows[0] * supersample, rows[1] * supersample) + 0.5) / (height * supersample)     # image coordinates
     x = (np.arange(width * supersample) + 0.5) / (width * supersample)
     num, shape = len(labels), (len(labels), len(y), len(x))
     directions = _directions(cam2world, intrinsics, x, y).reshape(3, num, -1)                          # [3, N, P]
@@ -74,13 +75,15 @@ def _render_rows(batch, labels, height, width, rows, supersample):
 
 def _directions(cam2world: np.ndarray, intrinsics: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Unit directions float32 [3, N, len(y), len(x)] of the rays through these image coordinates."""
-    focal_x, skew, center_x, focal_y, center_y = (intrinsics[:, i, j, None] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
+    focal_x, skew, center_x = (intrinsics[:, 0, j, None] for j in range(3))
+    focal_y, center_y = (intrinsics[:, 1, j, None] for j in (1, 2))
     cam_y = (y - center_y) / focal_y                                                                   # [N, H]
     shear = (skew / focal_x * cam_y).astype(np.float32)
     cam_x = ((x - center_x) / focal_x).astype(np.float32)[:, None, :] - shear[:, :, None]              # [N, H, W]
     cam_y = cam_y.astype(np.float32)[:, :, None]
     rotation = cam2world[:, :3, :3].astype(np.float32)[..., None, None]
-    directions = np.stack([rotation[:, k, 0] * cam_x + (rotation[:, k, 1] * cam_y + rotation[:, k, 2]) for k in range(3)])
+    directions = np.stack([rotation[:, k, 0] * cam_x + (rotation[:, k, 1] * cam_y + rotation[:, k, 2])
+                           for k in range(3)])
     directions /= np.sqrt(directions[0] * directions[0] + directions[1] * directions[1] + directions[2] * directions[2])
     return directions
 
@@ -89,8 +92,8 @@ def render_rays(scenes: Scene | Sequence[Scene], origins: np.ndarray, directions
     """What arbitrary rays see, one sample each.
 
     scenes: one scene for all rays, or N scenes for rays [N, ..., 3];
-    origins, directions: [..., 3], broadcast against each other; directions of any length but 0. Computed in float64 where either is
-    float64, else in float32.
+    origins, directions: [..., 3], broadcast against each other; directions of any length but 0. Computes in float64 if
+    one of them is float64, else in float32.
     """
     origins, directions = np.broadcast_arrays(np.asarray(origins), np.asarray(directions))
     assert origins.shape[-1] == 3, origins.shape
@@ -100,7 +103,8 @@ def render_rays(scenes: Scene | Sequence[Scene], origins: np.ndarray, directions
     shape = origins.shape[:-1]
     assert single or len(scenes) == shape[0], (len(scenes), shape)
     batch_shape = (len(scenes), -1, 3)
-    origins, directions = (np.moveaxis(array.reshape(batch_shape).astype(dtype), -1, 0) for array in (origins, directions))     # [3, N, P]
+    origins, directions = (np.moveaxis(array.reshape(batch_shape).astype(dtype), -1, 0)
+                           for array in (origins, directions))                                         # [3, N, P]
     length = np.sqrt(directions[0] ** 2 + directions[1] ** 2 + directions[2] ** 2)
     assert (length > 0).all(), "a direction of length 0"
     directions = directions / length
@@ -114,5 +118,5 @@ def render_rays(scenes: Scene | Sequence[Scene], origins: np.ndarray, directions
             rgb, depth, normal = shade(batch, hits, origins[block], directions[block])
             outputs.append((rgb.T, depth, hits.part, normal.T))
     rgb, depth, part, normal = (np.concatenate(arrays) for arrays in zip(*outputs))
-    return Rendered(rgb=rgb.reshape(*shape, 3), depth=depth.reshape(shape), hit=(part >= 0).reshape(shape), part=part.reshape(shape),
-        normal=normal.reshape(*shape, 3))
+    return Rendered(rgb=rgb.reshape(*shape, 3), depth=depth.reshape(shape), hit=(part >= 0).reshape(shape),
+                    part=part.reshape(shape), normal=normal.reshape(*shape, 3))

@@ -1,4 +1,4 @@
-"""Scenes: a handful of ellipsoids with flat cuts and painted caps, a light, a backdrop; drawn from a seed, mirrored, batched.
+"""Scenes of some ellipsoids with flat cuts and painted caps, a light and a backdrop: built, mirrored, batched, drawn.
 
 World frame: y up, the subject at the origin looks along +z, its plane of symmetry is x = 0.
 """
@@ -21,13 +21,13 @@ _MIRROR = np.array([-1, 1, 1], dtype=np.float32)
 class Scene:
     """One scene; all arrays float32, E solids, L = NUM_LAYERS painted caps on each.
 
-    Solid e is the set |whiten (x - center)| <= 1 and cut_range[0] <= cut_axis . (x - center) <= cut_range[1]: an ellipsoid,
-    of which a slab is kept. On its curved surface q = whiten (x - center) is a unit vector, and cap l is painted where
+    Solid e is the set |whiten (x - center)| <= 1 and cut_range[0] <= cut_axis . (x - center) <= cut_range[1]: a slab of
+    an ellipsoid. On its curved surface q = whiten (x - center) is a unit vector, and cap l is painted where
     layer_axis . q > layer_edge[0], fading in over 1/layer_edge[1]; later caps lie over earlier ones.
     """
     kind:         str
     seed:         int
-    mirror:       bool              # True where this is the reflection of the scene that `seed` gives
+    mirror:       bool              # is this the reflection of the scene that `seed` gives?
     center:       np.ndarray        # [E, 3]
     whiten:       np.ndarray        # [E, 3, 3] world to unit ball
     cut_axis:     np.ndarray        # [E, 3] unit vectors
@@ -44,7 +44,7 @@ class Scene:
     wall_axis:    np.ndarray        # [3] direction of the backdrop's colour gradient
     wall_color:   np.ndarray        # [2, 3] linear RGB at its ends
     ground_color: np.ndarray        # [3] linear RGB
-    ground:       np.ndarray        # [4] height y of the ground, half axes (x, z) of the contact shadow, 1 or 0 for none
+    ground:       np.ndarray        # [4] height y of the ground, half axes (x, z) of the contact shadow, 1 if it exists
 
     @property
     def num_solids(self) -> int:
@@ -53,17 +53,18 @@ class Scene:
     def mirrored(self) -> Scene:
         """The reflection in the plane x = 0, light and backdrop included.
 
-        Its image from the mirrored camera is the mirrored image, to the bit where the pixel grid is symmetric in binary.
+        The mirrored camera sees it as the mirrored image, to the bit if the pixel grid is symmetric in binary.
         """
         flip = _MIRROR
         return dataclasses.replace(
-            self, mirror=not self.mirror, center=self.center * flip, whiten=self.whiten * flip * flip[:, None], cut_axis=self.cut_axis * flip,
-            layer_axis=self.layer_axis * flip, light=self.light * flip, wall_axis=self.wall_axis * flip)
+            self, mirror=not self.mirror, center=self.center * flip, whiten=self.whiten * flip * flip[:, None],
+            cut_axis=self.cut_axis * flip, layer_axis=self.layer_axis * flip, light=self.light * flip,
+            wall_axis=self.wall_axis * flip)
 
 
 @dataclass(frozen=True, eq=False)
 class SceneBatch:
-    """Scenes padded to one number of solids: every array of `Scene` with a leading axis N, and which solids are real."""
+    """N scenes padded to one number of solids: the arrays of `Scene` with a leading axis, and which solids are real."""
     arrays: dict[str, np.ndarray]
     active: np.ndarray              # [N, E] bool
 
@@ -77,7 +78,8 @@ class SceneBatch:
         return len(self.active)
 
 
-_PER_SOLID = ("center", "whiten", "cut_axis", "cut_range", "color", "cut_color", "gloss", "layer_axis", "layer_edge", "layer_color")
+_PER_SOLID = ("center", "whiten", "cut_axis", "cut_range", "color", "cut_color", "gloss", "layer_axis", "layer_edge",
+              "layer_color")
 _PER_SCENE = ("light", "light_color", "ambient", "wall_axis", "wall_color", "ground_color", "ground")
 
 
@@ -100,7 +102,7 @@ def stack(scenes: list[Scene], dtype: np.dtype = np.float32) -> SceneBatch:
 # Building a scene, solid by solid.
 
 class Solids:
-    """Collects solids in plain Python numbers and turns them into arrays in one go; a scene is built in a fraction of a millisecond."""
+    """Collects solids as plain numbers and turns all into arrays at once, in a fraction of a millisecond."""
 
     def __init__(self) -> None:
         self._rows: list[tuple] = []
@@ -132,7 +134,7 @@ class Solids:
         num = len(rows)
         # The rows of `whiten` are the solid's own axes over its half axes: rotation transposed, then scaled.
         whiten = rotations(rot).transpose(0, 2, 1) / radii[:, :, None]
-        layer_axis, layer_edge, layer_color = np.zeros((num, NUM_LAYERS, 3)), np.zeros((num, NUM_LAYERS, 2)), np.zeros((num, NUM_LAYERS, 3))
+        layer_axis, layer_edge, layer_color = (np.zeros((num, NUM_LAYERS, size)) for size in (3, 2, 3))
         layer_edge[..., 0] = 2                             # a cosine never gets there: no paint
         if self._caps:
             caps = np.array(self._caps, dtype=np.float64)
@@ -140,8 +142,9 @@ class Solids:
             layer_axis[where] = unit(caps[:, 2:5])
             layer_edge[where] = caps[:, 5:7]
             layer_color[where] = linear(caps[:, 7:10])
-        out = dict(center=center, whiten=whiten, cut_axis=unit(axis), cut_range=cut, color=linear(color), cut_color=linear(cut_color),
-            gloss=gloss[:, 0], layer_axis=layer_axis, layer_edge=layer_edge, layer_color=layer_color)
+        out = dict(center=center, whiten=whiten, cut_axis=unit(axis), cut_range=cut, color=linear(color),
+                   cut_color=linear(cut_color), gloss=gloss[:, 0], layer_axis=layer_axis, layer_edge=layer_edge,
+                   layer_color=layer_color)
         return {name: value.astype(np.float32) for name, value in out.items()}
 
 
@@ -153,7 +156,8 @@ def make_scene(kind: str, seed: int, solids: Solids, **per_scene) -> Scene:
         arrays[name] = linear(arrays[name])
     arrays["light"] = unit(arrays["light"])
     arrays["wall_axis"] = unit(arrays["wall_axis"])
-    return Scene(kind=kind, seed=seed, mirror=False, **solids.arrays(), **{name: value.astype(np.float32) for name, value in arrays.items()})
+    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
+    return Scene(kind=kind, seed=seed, mirror=False, **solids.arrays(), **arrays)
 
 
 def linear(display: np.ndarray) -> np.ndarray:
@@ -177,7 +181,7 @@ def rotations(angles_rad: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Chance. Only uniform draws: they are the same on every machine, whatever its mathematics library.
+# Chance. Only uniform draws, which are the same on every machine with any mathematics library.
 
 class Dice:
     """Named draws from one stream."""

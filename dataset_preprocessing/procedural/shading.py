@@ -1,7 +1,7 @@
 """The colour of what a ray meets: painted solids under one distant light, a ground, and a far wall all around.
 
-Everything is fixed in the world, highlights apart, so that a point keeps its colour from all sides. As in `intersection`, only
-+, -, *, / and sqrt are used, so that pixels do not depend on how the work is divided.
+Apart from highlights, colours are fixed in the world, so that a point has the same colour from all sides. As in
+`intersection`, only +, -, *, / and sqrt are used, so that pixels do not depend on how the work is divided.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import numpy as np
 from dataset_preprocessing.procedural.intersection import Hits, apply, dot
 from dataset_preprocessing.procedural.scenes import NUM_LAYERS, SceneBatch
 
-WALL_RADIUS = 4.0                   # the backdrop is the inside of this ball around the world's origin; cameras stay inside
+WALL_RADIUS = 4.0                   # of the ball about the world's origin whose inside is the backdrop
 WALL_CONTRAST = 1.4                 # how fast its colour changes along the gradient
 WRAP = 0.2                          # how far the light reaches past the terminator, as it does on skin
 GROUND_FADE = (0.6, 1.6)            # distances from the world's y axis between which the ground turns into the backdrop
 
 
-def shade(batch: SceneBatch, hits: Hits, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def shade(batch: SceneBatch, hits: Hits, origins: np.ndarray,
+          directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Display RGB [3, R] in [0, 1], depth [R] and normal [3, R] of rays given as in `trace`.
 
-    Where no solid is hit, depth is that of the ground or the wall; the normal there is the ground's, or zero.
+    Without a hit, depth is that of the ground or the wall, and the normal the ground's, or zero.
     """
     _, num, rays = directions.shape
     direction = directions.reshape(3, -1)
@@ -75,7 +76,7 @@ def _lit(batch, scene, albedo, normal, direction, gloss):
     up = normal[1] * 0.5 + 0.5
     above, below = batch.ambient[:, 0].T[:, scene], batch.ambient[:, 1].T[:, scene]
     half = light - direction
-    shine = np.maximum(dot(normal, half), 0) / np.sqrt(np.maximum(dot(half, half), 1e-12))        # 0 where one looks along the light
+    shine = np.maximum(dot(normal, half), 0) / np.sqrt(np.maximum(dot(half, half), 1e-12))        # 0 along the light
     for _ in range(5):
         shine = shine * shine
     return albedo * (below + up * (above - below) + facing * light_color) + (gloss * shine) * light_color
