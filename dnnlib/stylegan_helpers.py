@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 import math
 import os
 import pickle
@@ -11,13 +10,6 @@ import shutil
 import sys
 from collections.abc import Iterable
 from typing import Any
-
-
-def get_module_dir_by_obj_name(obj_name: str) -> str:
-    """The folder of the file that defines the object with that dotted name."""
-    from dnnlib.util import get_module_from_obj_name  # which imports this module
-
-    return os.path.dirname(inspect.getfile(get_module_from_obj_name(obj_name)[0]))
 
 
 def is_top_level_function(obj: Any) -> bool:

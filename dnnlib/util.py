@@ -11,6 +11,7 @@ import functools
 import glob
 import hashlib
 import importlib
+import inspect
 import io
 import json
 import math
@@ -30,7 +31,6 @@ from dnnlib.stylegan_helpers import (
     ask_yes_no,
     copy_files_and_create_dirs,
     get_dtype_and_ctype,
-    get_module_dir_by_obj_name,
     get_top_level_function_name,
     is_pickleable,
     is_top_level_function,
@@ -135,6 +135,11 @@ def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
 def get_obj_from_module(module: types.ModuleType, obj_name: str) -> Any:
     """The object called `object[.attribute]` in the module; the module for an empty name. Raises AttributeError."""
     return functools.reduce(getattr, obj_name.split("."), module) if obj_name else module
+
+
+def get_module_dir_by_obj_name(obj_name: str) -> str:
+    """The folder of the file that defines the object with that dotted name."""
+    return os.path.dirname(inspect.getfile(get_module_from_obj_name(obj_name)[0]))
 
 
 def get_obj_by_name(name: str) -> Any:
