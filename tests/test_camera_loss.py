@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import SMALL, camera_labels
 from helpers import assert_refused, options_of, run_train
 from toy_views import draw_toy, toy_labels
@@ -100,6 +101,26 @@ def test_other_precisions(dtype):
     y = predictor.to(dtype)(images.double() if dtype == torch.float64 else images)
     assert y.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.allclose(y.float(), expected, atol=1e-5 if dtype == torch.float64 else 2e-2)
+
+
+@pytest.mark.parametrize("name", ["network.pkl", "network.safetensors"])
+def test_files_hold_what_it_learned(name, tmp_path):
+    D = make_D(predicts_camera=True).eval().requires_grad_(False)
+    D.camera_predictor.fit_labels(labels(50).numpy())
+    persistence.save(dict(G=None, D=D, G_ema=make_G(), training_set_kwargs=None, camera_stats=None), tmp_path / "network.pkl")
+    if name.endswith(".safetensors"):
+        pytest.importorskip("safetensors")
+        result = CliRunner().invoke(legacy.main, [f"--source={tmp_path / 'network.pkl'}", f"--dest={tmp_path / name}", "--what=all"])
+        assert result.exit_code == 0, result.output
+    images = torch.randn(2, 3, 16, 16)
+    stored = legacy.load_network_pkl(tmp_path / name)["D"].camera_predictor
+    assert torch.equal(stored.error(images, labels(2)), D.camera_predictor.error(images, labels(2)))
+
+
+def test_it_can_be_built_without_memory():
+    with torch.device("meta"):
+        D = Discriminator(**SMALL_D, predicts_camera=True)
+    assert all(p.is_meta for p in D.parameters()) and D.camera_predictor.label_scale.is_meta
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -34,18 +34,20 @@ class TinyData:
 
 
 def make_stepper(num_rounds=1, family="raycond2"):
-    """raycond2 with all regularisers, or raycond3 with augmentation."""
+    """raycond2 with all regularisers and the camera loss, or raycond3 with augmentation."""
     config = load_golden({"raycond2": "trajectory_raycond2.npz", "raycond3": "trajectory_raycond3t.npz"}[family])["config"]
     network = {"raycond2": networks_raycond2, "raycond3": networks_raycond3}[family]
     torch.manual_seed(0)
     G = network.Generator(**config["G_kwargs"], rays="pinhole").train().requires_grad_(False)
-    D = discriminator.Discriminator(**config["D_kwargs"]).train().requires_grad_(False)
+    D = discriminator.Discriminator(**config["D_kwargs"], predicts_camera=family == "raycond2").train().requires_grad_(False)
     pipe = None
     if family == "raycond3":
         pipe = AugmentPipe(brightness=1, contrast=1, lumaflip=1, hue=1, saturation=1, imgfilter=1, noise=1, cutout=1)
         pipe.p.fill_(0.4)
-    regularisers = dict(pl_weight=2, style_mixing_prob=0.9) if family == "raycond2" else {}
-    loss = StyleGAN2Loss("cpu", G, D, pipe, r1_gamma=1, **regularisers)
+    if family == "raycond2":
+        D.camera_predictor.fit_labels(TinyData().labels)
+    terms = dict(pl_weight=2, style_mixing_prob=0.9, camera_weight=2) if family == "raycond2" else {}
+    loss = StyleGAN2Loss("cpu", G, D, pipe, r1_gamma=1, **terms)
     adam = dict(class_name="torch.optim.Adam", lr=0.002, betas=[0.0, 0.99], eps=1e-8)
     phases = make_phases(G, D, adam, adam, config["G_reg_interval"], 16)
     return Stepper(phases, loss, TinyData(), BATCH, num_rounds, G.z_dim, seed=7, device=torch.device("cpu"))
