@@ -13,10 +13,12 @@ import camera_utils  # noqa: E402
 import legacy  # noqa: E402
 from metrics.detectors.convnet import ConvNet  # noqa: E402
 from torch_utils import persistence  # noqa: E402
-from torch_utils.ops import bias_act, filtered_lrelu, modulate, strided_conv, up_conv, upfirdn2d  # noqa: E402
-from torch_utils.ops.bias_act import native_cpu as bias_act_cpu  # noqa: E402
-from torch_utils.ops.modulate import native_cpu as modulate_cpu  # noqa: E402
-from torch_utils.ops.upfirdn2d import native_cpu as upfirdn2d_cpu  # noqa: E402
+from torch_utils.ops import bias_act, filtered_lrelu, modulate, upfirdn2d  # noqa: E402
+from torch_utils.ops.bias_act import cpu as bias_act_cpu  # noqa: E402
+from torch_utils.ops.conv2d_gradfix import operator as strided_conv  # noqa: E402
+from torch_utils.ops.conv2d_resample import cpu as up_conv  # noqa: E402
+from torch_utils.ops.modulate import cpu as modulate_cpu  # noqa: E402
+from torch_utils.ops.upfirdn2d import cpu as upfirdn2d_cpu  # noqa: E402
 from training import networks_raycond2, networks_raycond3  # noqa: E402
 from training.augment import AugmentPipe  # noqa: E402
 from training.discriminator import Discriminator  # noqa: E402

@@ -9,14 +9,14 @@ import torch
 
 import torch_utils
 from torch_utils import custom_ops
-from torch_utils.ops import launching
-from torch_utils.ops.bias_act import native as bias_act_native
-from torch_utils.ops.filtered_lrelu import native as filtered_lrelu_native
-from torch_utils.ops.upfirdn2d import native as upfirdn2d_native
+from torch_utils.ops import backends
+from torch_utils.ops.bias_act import cuda as bias_act_cuda
+from torch_utils.ops.filtered_lrelu import cuda as filtered_lrelu_cuda
+from torch_utils.ops.upfirdn2d import cuda as upfirdn2d_cuda
 
 ROOT = Path(torch_utils.__file__).parents[1]
 SOURCES = sorted(path for folder in ("torch_utils", "training") for path in (ROOT / folder).rglob("*.cu"))
-EMPTY_ARGS = {"bias_act": bias_act_native.Args, "filtered_lrelu": filtered_lrelu_native.Args, "upfirdn2d": upfirdn2d_native.Args}
+EMPTY_ARGS = {"bias_act": bias_act_cuda.Args, "filtered_lrelu": filtered_lrelu_cuda.Args, "upfirdn2d": upfirdn2d_cuda.Args}
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed: the CUDA sources are not compiled")
 
@@ -55,6 +55,6 @@ def test_a_fault_of_cuda_is_an_error(tmp_path, monkeypatch):
     source.write_text('#include "launch.cuh"\n__global__ void nothing() {}\n'
                       "RC_EXPORT int fault(void*, void* stream) { raycond::LaunchScope scope(0, stream); if (scope.error) return scope.error;\n"
                       "    nothing<<<1, 1, 0, raycond::current_stream>>>(); return cudaGetLastError(); }\n")
-    library = custom_ops.get_plugin(custom_ops.Plugin("fault", (source,), flags=(f"-I{launching.COMMON}",)), archs=["80"])
+    library = custom_ops.get_plugin(custom_ops.Plugin("fault", (source,), flags=(f"-I{backends.COMMON}",)), archs=["80"])
     with pytest.raises(RuntimeError, match="CUDA error"):
-        launching.launch(library, "fault", bias_act_native.Args(), torch.device("cpu"))
+        backends.launch(library, "fault", bias_act_cuda.Args(), torch.device("cpu"))

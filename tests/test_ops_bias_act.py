@@ -8,7 +8,7 @@ import torch
 from helpers import assert_close_rel, load_golden
 
 from torch_utils.ops import bias_act
-from torch_utils.ops.bias_act import activation_funcs, derivatives, native, plain, reference
+from torch_utils.ops.bias_act import Settings, activation_funcs, operator, plain, reference
 
 GOLDEN = load_golden("bias_act.npz")
 CASES = [json.loads(case) for case in GOLDEN["cases"]]
@@ -27,7 +27,8 @@ def features(shape, dtype=torch.float64, seed=0):
 
 def by_operator(x, b, dim=1, act="linear", alpha=None, gain=None, clamp=None):
     row = activation_funcs[act]
-    return native.bias_act(x, b, dim, act, row.def_alpha if alpha is None else alpha, row.def_gain if gain is None else gain, clamp)
+    return operator.bias_act(x, b, Settings(dim, act, row.def_alpha if alpha is None else alpha, row.def_gain if gain is None else gain,
+                                            -1.0 if clamp is None else clamp))
 
 
 PATHS = {
@@ -80,10 +81,10 @@ def test_derivative_formulas(act):
     u = activation_funcs[act].func(v, 0.3)
     slope, = torch.autograd.grad(u.sum(), v, create_graph=True)
     point = (v if activation_funcs[act].ref == "x" else u).detach().requires_grad_()
-    formula = derivatives.slope_at(act, point, 0.3)
+    formula = plain.slope_at(act, point, 0.3)
     assert_close_rel(formula, slope, 1e-10, "slope")
     bend = torch.autograd.grad(formula.sum(), point, allow_unused=True, materialize_grads=True)[0] if formula.requires_grad else torch.zeros_like(v)
-    assert_close_rel(derivatives.bend_at(act, point, 0.3), bend, 1e-10, "bend")
+    assert_close_rel(plain.bend_at(act, point, 0.3), bend, 1e-10, "bend")
     assert activation_funcs[act].has_2nd_grad == bool(bend.abs().max() > 0)
 
 

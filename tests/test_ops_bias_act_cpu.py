@@ -8,8 +8,8 @@ import torch
 from helpers import assert_close_rel
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, launching
-from torch_utils.ops.bias_act import native_cpu, operator_cpu, plain
+from torch_utils.ops import backends, bias_act
+from torch_utils.ops.bias_act import Settings, cpu, plain
 
 needs_cxx = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler: nothing can be compiled for the CPU")
 
@@ -26,7 +26,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def take_small_ones_too(monkeypatch):
-    monkeypatch.setattr(native_cpu, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(cpu, "LEAST_ELEMENTS", 0)
 
 
 def randn(shape, seed, dtype=torch.float64, memory_format=torch.contiguous_format):
@@ -68,7 +68,7 @@ def test_equals_definition(shape, setting, noise, scaled, biased):
     wanted = {"x", *(name for name, tensor in rest.items() if tensor is not None)}
     expected = both_orders(x, rest, "ref", wanted, **SETTINGS[setting])
     x, rest = arguments(shape, noise, scaled, biased, torch.float32)
-    assert native_cpu.takes(x, 1, SETTINGS[setting]["act"], 0.2, 1.0)
+    assert cpu.takes(x, Settings(1, SETTINGS[setting]["act"], 0.2, 1.0, -1.0))
     actual = both_orders(x, rest, "cuda", wanted, **SETTINGS[setting])
     assert "BiasActCpu" in type(actual["y"].grad_fn).__name__ or "bias_act_cpu" in type(actual["y"].grad_fn).__name__
     assert all(value.abs().max() > 0 for name, value in expected.items() if not name.startswith("d_"))
@@ -88,8 +88,9 @@ def test_rounds_as_the_plain_path(act, clamp):
             for b in (None, rest["b"]):
                 leaf = x.clone().requires_grad_()
                 v = leaf if noise is None else leaf + noise
-                expected = plain.bias_act(v, b, 1, act, 0.2, gain, clamp)
-                y = operator_cpu.bias_act(leaf, b, act, 0.2, gain, clamp, None, noise, False)
+                settings = Settings(1, act, 0.2, gain, -1.0 if clamp is None else clamp)
+                expected = plain.bias_act(v, b, settings)
+                y = cpu.bias_act(leaf, b, None, noise, settings, inplace=False)
                 assert torch.equal(y, expected)
                 dy = randn(x.shape, 5, torch.float32)
                 assert torch.equal(torch.autograd.grad(y, leaf, dy)[0], torch.autograd.grad(expected, leaf, dy)[0])
@@ -170,7 +171,7 @@ def test_registered_operators_opcheck(setting):
 def test_threads_change_no_bit(with_torch, monkeypatch):
     """Pieces of work depend on the shape alone and their sums are taken in order."""
     if not with_torch:
-        monkeypatch.setattr(launching, "_parallel_for", lambda: None)
+        monkeypatch.setattr(backends, "_parallel_for", lambda: None)
     results = []
     before = torch.get_num_threads()
     try:
@@ -247,13 +248,13 @@ def test_what_is_not_finite(act):
     x[0, 0, 0, 0], x[0, 1, 0, 0], x[0, 2, 0, 0] = float("nan"), float("inf"), -float("inf")
     for clamp in (None, 2.0):
         expected = bias_act.scaled_bias_act(x, act=act, clamp=clamp, impl="ref")
-        torch.testing.assert_close(operator_cpu.bias_act(x, None, act, 0.2, bias_act.activation_funcs[act].def_gain, clamp, None, None, False),
-                                   expected, equal_nan=True)
+        settings = Settings(1, act, 0.2, bias_act.activation_funcs[act].def_gain, -1.0 if clamp is None else clamp)
+        torch.testing.assert_close(cpu.bias_act(x, None, None, None, settings, inplace=False), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", ["contiguous", "sliced", "few channels", "double", "tanh", "negative gain", "other dimension", "vector"])
 def test_what_it_leaves_to_the_plain_path(case, monkeypatch):
-    monkeypatch.setattr(operator_cpu, "bias_act", None)
+    monkeypatch.setattr(cpu, "bias_act", None)
     x = randn((2, 32, 6, 6), 0, torch.float32, torch.channels_last)
     kwargs = dict(act="tanh") if case == "tanh" else dict(gain=-1.0) if case == "negative gain" else dict(dim=2) if case == "other dimension" else {}
     x = dict(contiguous=lambda: x.contiguous(), sliced=lambda: x[:, ::2], double=lambda: x.double(), vector=lambda: x[0, :, :, 0]).get(case, lambda: x)()
@@ -272,7 +273,7 @@ def test_scale_and_noise_without_a_compiler(scaled, noise, memory_format, monkey
     monkeypatch.setattr(custom_ops, "_libraries", {})
     monkeypatch.setattr(custom_ops, "verbosity", "none")
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    monkeypatch.setattr(operator_cpu, "bias_act", None)
+    monkeypatch.setattr(cpu, "bias_act", None)
     for act in ("lrelu", "swish"):
         results = []
         for dtype, impl in ((torch.float64, "ref"), (torch.float32, "cuda")):
@@ -285,7 +286,7 @@ def test_scale_and_noise_without_a_compiler(scaled, noise, memory_format, monkey
 
 def test_reference_mode(monkeypatch):
     monkeypatch.setenv("RAYCOND_OPS", "reference")
-    monkeypatch.setattr(operator_cpu, "bias_act", None)
+    monkeypatch.setattr(cpu, "bias_act", None)
     monkeypatch.setattr(plain, "bias_act", None)
     x, rest = arguments((1, 16, 4, 4), "plane", True, True, torch.float32)
     v = x * rest["scale"][:, :, None, None] + rest["noise"] + rest["b"][:, None, None]

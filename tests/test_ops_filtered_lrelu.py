@@ -10,8 +10,8 @@ from helpers import assert_close_rel, load_golden
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_utils import custom_ops
-from torch_utils.ops import filtered_lrelu, launching, upfirdn2d
-from torch_utils.ops.filtered_lrelu import composed, native_cpu, operator, plain, reference
+from torch_utils.ops import backends, filtered_lrelu, upfirdn2d
+from torch_utils.ops.filtered_lrelu import Settings, cpu, operator, plain, reference
 
 needs_cxx = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler: nothing can be compiled for the CPU")
 
@@ -44,6 +44,11 @@ def taps(size, seed):
 def arguments(setting):
     fu, fd, up, down, padding, gain, slope, clamp, flip = SETTINGS[setting]
     return taps(fu, 1), taps(fd, 2), dict(up=up, down=down, padding=padding, gain=gain, slope=slope, clamp=clamp, flip_filter=flip)
+
+
+def in_one(settings):
+    """As the functions of a single path take them."""
+    return Settings(**dict(settings, clamp=-1.0 if settings["clamp"] is None else settings["clamp"]))
 
 
 def image(shape, dtype=torch.float64, memory_format=torch.contiguous_format, seed=3):
@@ -133,7 +138,7 @@ def test_compiled_for_cpus(setting, channels):
     for dtype in (torch.float64, torch.float32):
         v, b = x.to(dtype).requires_grad_(), bias(channels, dtype).requires_grad_()
         assert operator._is_native(v) == (dtype == torch.float32)
-        y = operator.filtered_lrelu(v, fu, fd, b, **settings)
+        y = operator.filtered_lrelu(v, fu, fd, b, in_one(settings))
         dy = image(y.shape, dtype, seed=5).requires_grad_()
         dx, db = torch.autograd.grad(y, (v, b), dy, create_graph=True)
         results.append((y, dx, db, *torch.autograd.grad(dx.square().sum() + db.pow(3).sum(), dy)))
@@ -150,14 +155,14 @@ def test_pieces_of_work_change_nothing(threads, monkeypatch):
     """Rows in one piece or several, with torch's threads or our own."""
     fu, fd, settings = arguments("clamped")
     x, b = image((1, 20, 150, 40), torch.float32, torch.channels_last), bias(20, torch.float32)
-    monkeypatch.setattr(native_cpu, "ITEMS_PER_THREAD", 0)
-    whole = operator.filtered_lrelu(x, fu, fd, b, **settings)
-    monkeypatch.setattr(native_cpu, "ITEMS_PER_THREAD", 4)
+    monkeypatch.setattr(cpu, "ITEMS_PER_THREAD", 0)
+    whole = operator.filtered_lrelu(x, fu, fd, b, in_one(settings))
+    monkeypatch.setattr(cpu, "ITEMS_PER_THREAD", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert native_cpu.chunks_of(2, 150) == 2 * threads
-    assert torch.equal(operator.filtered_lrelu(x, fu, fd, b, **settings), whole)
-    monkeypatch.setattr(launching, "_parallel_for", lambda: None)
-    assert torch.equal(operator.filtered_lrelu(x, fu, fd, b, **settings), whole)
+    assert cpu.chunks_of(2, 150) == 2 * threads
+    assert torch.equal(operator.filtered_lrelu(x, fu, fd, b, in_one(settings)), whole)
+    monkeypatch.setattr(backends, "_parallel_for", lambda: None)
+    assert torch.equal(operator.filtered_lrelu(x, fu, fd, b, in_one(settings)), whole)
 
 
 @needs_cxx
@@ -165,7 +170,7 @@ def test_what_is_not_finite_stays_so():
     fu, fd, settings = arguments("clamped")
     x = image((1, 3, 30, 30), torch.float32)
     x[0, 1, 15, 15] = float("nan")
-    y = operator.filtered_lrelu(x, fu, fd, None, **settings)
+    y = operator.filtered_lrelu(x, fu, fd, None, in_one(settings))
     rows, columns = y[0, 1].isnan().nonzero().T
     assert len(rows) > 0 and rows.min() <= 15 <= rows.max() and columns.min() <= 15 <= columns.max()
     assert not y[0, [0, 2]].isnan().any() and not y[0, 1, :2].isnan().any()
@@ -179,7 +184,7 @@ def test_blocks_and_groups_change_nothing(monkeypatch, setting, rows, elements):
     monkeypatch.setattr(plain, "GROUP_ELEMENTS", elements)
     fu, fd, settings = arguments(setting)
     x = image((2, 14, 21, 19)).requires_grad_()
-    results = [fn(x, fu, fd, None, **settings) for fn in (reference.filtered_lrelu, operator.filtered_lrelu)]
+    results = [fn(x, fu, fd, None, in_one(settings)) for fn in (reference.filtered_lrelu, operator.filtered_lrelu)]
     assert_close_rel(results[1], results[0], 1e-10, "y")
     gradients = [torch.autograd.grad(y.pow(2).sum(), x)[0] for y in results]
     assert_close_rel(gradients[1], gradients[0], 1e-10, "dx")
@@ -190,7 +195,7 @@ def test_gradients_of_the_operators(setting):
     fu, fd, settings = arguments(setting)
     settings["padding"] = tuple(min(pad, 12) for pad in settings["padding"])
     x, b = image((1, 2, 14, 13)).requires_grad_(), bias(2).requires_grad_()
-    fn = lambda x, b: operator.filtered_lrelu(x, fu, fd, b, **settings)                # noqa: E731
+    fn = lambda x, b: operator.filtered_lrelu(x, fu, fd, b, in_one(settings))                # noqa: E731
     assert torch.autograd.gradcheck(fn, (x, b), eps=1e-8, atol=1e-5, rtol=1e-5, fast_mode=True)
     assert torch.autograd.gradgradcheck(fn, (x, b), eps=1e-8, atol=1e-5, rtol=1e-5, fast_mode=True)
 
@@ -209,7 +214,7 @@ def test_third_derivative_and_zero_second_in_x():
     assert torch.equal(zero_x, torch.zeros_like(x)) and torch.equal(zero_b, torch.zeros_like(b))
 
 
-@pytest.mark.parametrize("fn", [operator.filtered_lrelu, composed.filtered_lrelu], ids=["operator", "composed"])
+@pytest.mark.parametrize("fn", [operator.filtered_lrelu, plain.filtered_lrelu], ids=["operator", "plain"])
 @pytest.mark.parametrize("setting", ["same-rate", "up", "clamped"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_low_precision(dtype, setting, fn):
@@ -217,9 +222,9 @@ def test_low_precision(dtype, setting, fn):
     fu, fd, settings = arguments(setting)
     fu, fd = fu / fu.sum(), fd / fd.sum()
     x, b = image((2, 3, 20, 20), dtype), bias(3, dtype)
-    exact = reference.filtered_lrelu(x.double(), fu, fd, b.double(), **settings)
-    allowed = (reference.filtered_lrelu(x, fu, fd, b, **settings).double() - exact).abs().max()
-    y = fn(x, fu, fd, b, **settings)
+    exact = reference.filtered_lrelu(x.double(), fu, fd, b.double(), in_one(settings))
+    allowed = (reference.filtered_lrelu(x, fu, fd, b, in_one(settings)).double() - exact).abs().max()
+    y = fn(x, fu, fd, b, in_one(settings))
     assert y.dtype == dtype and allowed > 0
     assert (y.double() - exact).abs().max() <= 2 * allowed
 

@@ -16,13 +16,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, filtered_lrelu, grid_sample_gradfix, launching, upfirdn2d
+from torch_utils.ops import backends, bias_act, filtered_lrelu, grid_sample_gradfix, upfirdn2d
 from torch_utils.ops.bias_act import activation_funcs
-from torch_utils.ops.bias_act import native as bias_act_native
-from torch_utils.ops.filtered_lrelu import native as filtered_lrelu_native
-from torch_utils.ops.filtered_lrelu import operator as filtered_lrelu_operator
+from torch_utils.ops.bias_act import cuda as bias_act_cuda
+from torch_utils.ops.bias_act import operator as bias_act_operator
+from torch_utils.ops.filtered_lrelu import cuda as filtered_lrelu_cuda
 from torch_utils.ops.filtered_lrelu import plain as filtered_lrelu_plain
-from torch_utils.ops.upfirdn2d import native as upfirdn2d_native
+from torch_utils.ops.filtered_lrelu import reference as filtered_lrelu_reference
+from torch_utils.ops.upfirdn2d import cuda as upfirdn2d_cuda
+from torch_utils.ops.upfirdn2d import operator as upfirdn2d_operator
 from torch_utils.ops.upfirdn2d import reference as upfirdn2d_reference
 
 CXX = shutil.which("g++") or shutil.which("clang++")
@@ -46,7 +48,7 @@ def twin(request, tmp_path_factory):
             source = Path(bias_act.__file__).parents[1] / op / "host_twin.cpp"
             flags = ["-Xcompiler", "-fPIC"] if "-x" in compiler else ["-fPIC"]
             target = folder / f"{op}.so"
-            subprocess.run([*compiler, "-O1", "-std=c++17", "-shared", *flags, f"-I{launching.COMMON}", str(source), "-o", str(target)], check=True)
+            subprocess.run([*compiler, "-O1", "-std=c++17", "-shared", *flags, f"-I{backends.COMMON}", str(source), "-o", str(target)], check=True)
             built[op] = ctypes.CDLL(str(target))
         return built[op]
     return library, TWINS[request.param]
@@ -79,9 +81,9 @@ def test_upfirdn2d_kernels(twin, up, down):
                     if any(shape[3 - i] * up[i] + sum(padding[2 * i:2 * i + 2]) < (fw, fh)[i] for i in range(2)):
                         continue
                     x = randn(rng, shape, dtype, memory_format)
-                    settings = (up, down, padding, pick.random() < 0.5, pick.choice([1.0, -2.0, 0.5]))
-                    expected = upfirdn2d_reference.upfirdn2d(x.double(), f, *settings)
-                    y = upfirdn2d_native.run(library("upfirdn2d"), x, f, *settings)
+                    settings = upfirdn2d_reference.Settings(up, down, padding, pick.random() < 0.5, pick.choice([1.0, -2.0, 0.5]))
+                    expected = upfirdn2d_reference.upfirdn2d(x.double(), f, settings)
+                    y = upfirdn2d_cuda.run(library("upfirdn2d"), x, f, settings)
                     assert_near(y, expected, dtype, f"{dtype} {taps} {shape} {memory_format} {settings}")
                     ran += 1
     assert ran > 15
@@ -94,9 +96,9 @@ def test_upfirdn2d_kernels_on_odd_inputs(twin):
     f = torch.from_numpy(rng.uniform(-1, 1, (4, 4)).astype(np.float32))
     base = randn(rng, (2, 16, 20, 20), dtypes[0])
     for x in (base[:0], base[:, ::2, ::3, 1::2], base[:1, :1].expand(3, 16, 20, 20), base[:, :, :1, :1], base.to(memory_format=torch.channels_last)[:, 3:11]):
-        settings = ((1, 1), (1, 1), (2, 2, 2, 2), False, 1.0)
-        y = upfirdn2d_native.run(library("upfirdn2d"), x, f, *settings)
-        assert_near(y, upfirdn2d_reference.upfirdn2d(x.double(), f, *settings), dtypes[0], f"{list(x.shape)} {x.stride()}")
+        settings = upfirdn2d_reference.Settings((1, 1), (1, 1), (2, 2, 2, 2), False, 1.0)
+        y = upfirdn2d_cuda.run(library("upfirdn2d"), x, f, settings)
+        assert_near(y, upfirdn2d_reference.upfirdn2d(x.double(), f, settings), dtypes[0], f"{list(x.shape)} {x.stride()}")
 
 
 @pytest.mark.parametrize("clamp", [-1.0, 0.6])
@@ -105,7 +107,7 @@ def test_bias_act_kernels(twin, act, clamp):
     """The three orders; shapes for each way of finding the bias (per vector, running, one by one), and remainders."""
     library, dtypes = twin
     rng = np.random.RandomState(0)
-    settings = (1, act, 0.3, 1.7, clamp)
+    settings = bias_act.Settings(1, act, 0.3, 1.7, clamp)
     shapes = [((2, 8, 4, 8), FORMATS[0]), ((2, 16, 5, 3), FORMATS[1]), ((2, 7, 5, 3), FORMATS[0]), ((3, 7, 5, 5), FORMATS[1]), ((0, 8, 4, 4), FORMATS[0])]
     if act == "lrelu":
         shapes.append(((40, 7, 32, 32), FORMATS[0]))
@@ -114,15 +116,15 @@ def test_bias_act_kernels(twin, act, clamp):
             x, dy, ddx = (randn(rng, shape, dtype, memory_format) for _ in range(3))
             b = randn(rng, shape[1], dtype)
             what = f"{dtype} {shape} {memory_format}"
-            y = bias_act_native.run(library("bias_act"), 0, x, None, None, b, *settings)
-            assert_near(y, bias_act_native._cpu(x.double(), b.double(), *settings), dtype, what)
+            y = bias_act_cuda.run(library("bias_act"), 0, x, None, None, b, settings)
+            assert_near(y, bias_act_operator._cpu(x.double(), b.double(), *settings), dtype, what)
             assert y.stride() == x.stride()
             ref, bias = (x, b) if act == "swish" else (y, None)
             wide = (ref.double(), None if bias is None else bias.double())
-            dx = bias_act_native.run(library("bias_act"), 1, dy.contiguous(), None, ref, bias, *settings)
-            assert_near(dx, bias_act_native._cpu_grad(dy.double(), *wide, *settings), dtype, what + " gradient")
-            d_ref = bias_act_native.run(library("bias_act"), 2, ddx, dy, ref, bias, *settings)
-            assert_near(d_ref, bias_act_native._cpu_grad2(ddx.double(), dy.double(), *wide, *settings), dtype, what + " second")
+            dx = bias_act_cuda.run(library("bias_act"), 1, dy.contiguous(), None, ref, bias, settings)
+            assert_near(dx, bias_act_operator._cpu_grad(dy.double(), *wide, *settings), dtype, what + " gradient")
+            d_ref = bias_act_cuda.run(library("bias_act"), 2, ddx, dy, ref, bias, settings)
+            assert_near(d_ref, bias_act_operator._cpu_grad2(ddx.double(), dy.double(), *wide, *settings), dtype, what + " second")
 
 
 def test_bias_act_kernels_on_odd_inputs(twin):
@@ -132,9 +134,9 @@ def test_bias_act_kernels_on_odd_inputs(twin):
     base = randn(rng, (4, 8, 33), dtypes[0])
     for x in (base.flatten()[1:].view(-1)[:1024].view(4, 8, 32), base[:, :, ::2], base.transpose(0, 2), base.permute(2, 1, 0)[5:]):
         b = randn(rng, x.shape[1], dtypes[0])
-        settings = (1, "lrelu", 0.2, 1.4, -1.0)
-        y = bias_act_native.run(library("bias_act"), 0, x, None, None, b, *settings)
-        assert_near(y, bias_act_native._cpu(x.double(), b.double(), *settings), dtypes[0], f"{list(x.shape)} {x.stride()}")
+        settings = bias_act.Settings(1, "lrelu", 0.2, 1.4, -1.0)
+        y = bias_act_cuda.run(library("bias_act"), 0, x, None, None, b, settings)
+        assert_near(y, bias_act_operator._cpu(x.double(), b.double(), *settings), dtypes[0], f"{list(x.shape)} {x.stride()}")
 
 
 @pytest.mark.parametrize("taps, up, down", [((12, 12), 2, 2), ((24, 12), 4, 2), ((5, 32), 1, 4), ((None, 6), 3, 1), ((32, None), 4, 4)])
@@ -149,16 +151,17 @@ def test_filtered_lrelu_kernel(twin, taps, up, down):
                 x, b = randn(rng, shape, dtype), randn(rng, shape[1], dtype) if pick.random() < 0.7 else None
                 reach = (fu is not None and len(fu)) + (fd is not None and len(fd))
                 padding = [reach // 2 + pick.randint(-3, 3) for _ in range(4)]
-                settings = (up, down, padding, pick.choice([1.4, -0.7]), pick.choice([0.2, 0.0]), clamp, pick.random() < 0.5)
-                sizes = filtered_lrelu_operator.sizes(x, fu, fd, up, down, padding)
+                settings = filtered_lrelu_reference.Settings(up, down, padding, pick.choice([1.4, -0.7]), pick.choice([0.2, 0.0]), clamp,
+                                                            pick.random() < 0.5)
+                sizes = filtered_lrelu_reference.sizes(x, fu, fd, settings)
                 what = f"{dtype} {shape} {settings}"
-                run = lambda v, transposed: filtered_lrelu_native.run(                                          # noqa: E731
-                    library("filtered_lrelu"), x, v, fu, fd, b, *settings, transposed, *sizes)                  # noqa: B023
-                wide = (fu, fd, None if b is None else b.double(), *settings)
-                assert_near(run(None, False), filtered_lrelu_plain.forward(x.double(), *wide, *sizes), dtype, what)
-                v, dy = randn(rng, shape, dtype), randn(rng, (*shape[:2], *sizes[1]), dtype)
+                run = lambda v, transposed: filtered_lrelu_cuda.run(                                            # noqa: E731
+                    library("filtered_lrelu"), x, v, fu, fd, b, settings, transposed)                           # noqa: B023
+                wide = (fu, fd, None if b is None else b.double(), settings)
+                assert_near(run(None, False), filtered_lrelu_plain.function(x.double(), *wide), dtype, what)
+                v, dy = randn(rng, shape, dtype), randn(rng, (*shape[:2], *sizes.result), dtype)
                 for direction, transposed in ((v, False), (dy, True)):
-                    expected = filtered_lrelu_plain.derivative(x.double(), direction.double(), *wide, transposed, *sizes)
+                    expected = filtered_lrelu_plain.derivative(x.double(), direction.double(), *wide, transposed)
                     assert_near(run(direction, transposed), expected, dtype, f"{what} transposed {transposed}")
 
 
@@ -186,8 +189,8 @@ def test_no_graph_break():
         return bias_act.bias_act(upfirdn2d.downsample2d(upfirdn2d.upsample2d(x, f), f), b, act="lrelu", clamp=1.0)
 
     def native(x, b):
-        y = upfirdn2d_native.upfirdn2d(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0)
-        return bias_act_native.bias_act(y, b, 1, "swish", 0.0, 1.0, 1.0)
+        y = upfirdn2d_operator.upfirdn2d(x, f, upfirdn2d.Settings((2, 2), (1, 1), (2, 1, 2, 1), False, 4.0))
+        return bias_act_operator.bias_act(y, b, bias_act.Settings(1, "swish", 0.0, 1.0, 1.0))
 
     for fn in (plain, native):
         custom_ops._paths.clear()

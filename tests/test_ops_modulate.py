@@ -8,8 +8,8 @@ import torch
 from helpers import assert_close_rel
 
 from torch_utils import custom_ops
-from torch_utils.ops import launching
-from torch_utils.ops.modulate import demodulation, modulate, native_cpu, operator_cpu
+from torch_utils.ops import backends
+from torch_utils.ops.modulate import cpu, demodulation, modulate
 
 needs_cxx = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler: nothing can be compiled for the CPU")
 
@@ -20,7 +20,7 @@ NAMES = ("x", "styles", "appended")
 
 @pytest.fixture(autouse=True)
 def take_small_ones_too(monkeypatch):
-    monkeypatch.setattr(native_cpu, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(cpu, "LEAST_ELEMENTS", 0)
 
 
 def randn(shape, seed, dtype=torch.float64, memory_format=torch.contiguous_format):
@@ -119,7 +119,7 @@ def test_layouts_of_what_is_appended(case):
 @pytest.mark.parametrize("lent", [True, False])
 def test_threads_change_no_bit(lent, monkeypatch):
     if not lent:
-        monkeypatch.setattr(launching, "_parallel_for", lambda: None)
+        monkeypatch.setattr(backends, "_parallel_for", lambda: None)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 2):
@@ -153,7 +153,7 @@ def test_the_definition_serves_elsewhere(why, monkeypatch):
     monkeypatch.setattr(custom_ops, "_libraries", {})
     monkeypatch.setattr(custom_ops, "verbosity", "none")
     if why != "empty":
-        monkeypatch.setattr(operator_cpu, "modulate", None)
+        monkeypatch.setattr(cpu, "modulate", None)
     if why == "no compiler":
         monkeypatch.setenv("CXX", "/nowhere/c++")
     if why == "reference mode":
@@ -182,7 +182,7 @@ def test_demodulation(N, O, I, kernel, monkeypatch):
     weight, styles = torch.randn(O, I, kernel, kernel), torch.randn(N, I)
     expected = (weight.double() * styles.double()[:, None, :, None, None]).square().sum([2, 3, 4]).add(1e-8).rsqrt()
     used = []
-    monkeypatch.setattr(operator_cpu, "energies", lambda *args, function=operator_cpu.energies: used.append(1) or function(*args))
+    monkeypatch.setattr(cpu, "energies", lambda *args, function=cpu.energies: used.append(1) or function(*args))
     for w, s in ((weight, styles), (weight.clone().requires_grad_(), styles)):
         torch.testing.assert_close(demodulation(w, s).double(), expected, rtol=1e-5, atol=0)
     assert used == [1]

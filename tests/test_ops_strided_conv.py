@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from torch_utils.ops import conv2d_gradfix, conv2d_resample, strided_conv
+from torch_utils.ops import conv2d_gradfix, conv2d_resample
+from torch_utils.ops.conv2d_gradfix import operator as strided_conv
 
 CASES = [((2, 5, 9, 9), 3, 2), ((1, 4, 10, 8), 3, 2), ((2, 3, 7, 11), 2, 3), ((1, 2, 6, 6), 1, 2)]
 

@@ -6,7 +6,9 @@ from test_ops_strided_conv import derivatives
 from torch.nn import functional
 
 from torch_utils import custom_ops
-from torch_utils.ops import conv2d_gradfix, conv2d_resample, strided_conv, tile_conv
+from torch_utils.ops import conv2d_gradfix, conv2d_resample
+from torch_utils.ops.conv2d_gradfix import cpu as tile_conv
+from torch_utils.ops.conv2d_gradfix import operator as strided_conv
 
 needs_unit = pytest.mark.skipif(custom_ops.path("tile_conv", "cpu") != "native" or not tile_conv._unit_is_there(),
                                 reason="needs a CPU with matrix units for bfloat16 and a C++ compiler that knows them")

@@ -20,10 +20,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, grid_sample_gradfix, modulate, strided_conv, up_conv, upfirdn2d
-from torch_utils.ops.bias_act import native_cpu as bias_act_cpu
-from torch_utils.ops.modulate import native_cpu as modulate_cpu
-from torch_utils.ops.upfirdn2d import native_cpu as upfirdn2d_cpu
+from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, grid_sample_gradfix, modulate, upfirdn2d
+from torch_utils.ops.bias_act import cpu as bias_act_cpu
+from torch_utils.ops.conv2d_gradfix import operator as strided_conv
+from torch_utils.ops.conv2d_resample import cpu as up_conv
+from torch_utils.ops.modulate import cpu as modulate_cpu
+from torch_utils.ops.upfirdn2d import cpu as upfirdn2d_cpu
 from training import networks_raycond2, networks_raycond3
 from training.discriminator import Discriminator
 

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from torch_utils import custom_ops
-from torch_utils.ops import conv2d_resample, up_conv, upfirdn2d
+from torch_utils.ops import conv2d_resample, upfirdn2d
+from torch_utils.ops.conv2d_resample import cpu as up_conv
 
 needs_compiler = pytest.mark.skipif(custom_ops.path("up_conv", "cpu") != "native", reason="needs a C++ compiler")
 

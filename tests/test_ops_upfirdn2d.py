@@ -8,7 +8,7 @@ import torch
 from helpers import assert_close_rel, load_golden
 
 from torch_utils.ops import upfirdn2d
-from torch_utils.ops.upfirdn2d import native, plain, reference
+from torch_utils.ops.upfirdn2d import Settings, operator, plain, reference
 
 GOLDEN = load_golden("upfirdn2d.npz")
 CASES = [json.loads(case) for case in GOLDEN["cases"]]
@@ -71,7 +71,7 @@ def test_fast_path_equals_definition(setting, taps, flip, memory_format):
     results = []
     for fn in (reference.upfirdn2d, plain.upfirdn2d):
         x = image((2, 3, 13, 15), memory_format=FORMATS[memory_format]).requires_grad_()
-        y = fn(x, f, *SETTINGS[setting], flip, -1.5)
+        y = fn(x, f, Settings(*SETTINGS[setting], flip, -1.5))
         dx, = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
         results.append((y, dx, torch.autograd.grad(dx.square().sum(), x)[0]))
     for what, expected, actual in zip(("y", "dx", "ddx"), *results):
@@ -96,7 +96,7 @@ def test_registered_operator_gradients(setting, taps):
     """The formulas that the CUDA kernels run under, on the operator's CPU kernel."""
     f = asymmetric(FILTERS[taps])
     x = image((1, 1, 7, 8)).requires_grad_()
-    fn = lambda x: native.upfirdn2d(x, f, *SETTINGS[setting], False, 1.5)      # noqa: E731
+    fn = lambda x: operator.upfirdn2d(x, f, Settings(*SETTINGS[setting], False, 1.5))      # noqa: E731
     assert torch.autograd.gradcheck(fn, (x,))
     assert torch.autograd.gradgradcheck(fn, (x,), fast_mode=True)
 
@@ -114,8 +114,9 @@ def test_low_precision(setting, dtype):
     """No further from the double-precision result than a few roundings of that dtype, sums of magnitudes being what rounds."""
     f = asymmetric((4, 4))
     x = image((2, 3, 16, 16), dtype)
-    exact = reference.upfirdn2d(x.double(), f, *SETTINGS[setting], False, 1.0)
-    scale = reference.upfirdn2d(x.double().abs(), f.abs(), *SETTINGS[setting], False, 1.0)
+    settings = Settings(*SETTINGS[setting], False, 1.0)
+    exact = reference.upfirdn2d(x.double(), f, settings)
+    scale = reference.upfirdn2d(x.double().abs(), f.abs(), settings)
     y = upfirdn2d.upfirdn2d(x, f, *SETTINGS[setting])
     assert y.dtype == dtype
     assert ((y.double() - exact).abs() <= 2 * torch.finfo(dtype).eps * scale + 1e-7).all()
@@ -148,7 +149,7 @@ def test_gradient_is_zero_where_no_output_looks():
 
 def test_second_gradient_in_x_is_zero_for_a_linear_loss():
     x, dy = image((1, 1, 6, 6)).requires_grad_(), image((1, 1, 6, 6), seed=2).requires_grad_()
-    y = native.upfirdn2d(x, asymmetric((3, 3)), (1, 1), (1, 1), (1, 1, 1, 1), False, 1.0)
+    y = operator.upfirdn2d(x, asymmetric((3, 3)), Settings((1, 1), (1, 1), (1, 1, 1, 1), False, 1.0))
     dx, = torch.autograd.grad(y, x, dy, create_graph=True)
     d_x, d_dy = torch.autograd.grad(dx.square().sum(), (x, dy), allow_unused=True, materialize_grads=True)
     assert d_x.abs().max() == 0 and d_dy.abs().max() > 0
@@ -168,7 +169,8 @@ def test_result_is_a_new_tensor(f):
 @pytest.mark.parametrize("setting", ["same", "up2", "down2"])
 def test_memory_format_is_kept(setting, memory_format):
     x = image((2, 8, 16, 16), torch.float32, FORMATS[memory_format])
-    assert plain.upfirdn2d(x, asymmetric((4, 4)), *SETTINGS[setting], False, 1.0).is_contiguous(memory_format=FORMATS[memory_format])
+    y = plain.upfirdn2d(x, asymmetric((4, 4)), Settings(*SETTINGS[setting], False, 1.0))
+    assert y.is_contiguous(memory_format=FORMATS[memory_format])
 
 
 def test_constant_passes_up_and_down():

@@ -8,8 +8,8 @@ import torch
 from helpers import assert_close_rel
 
 from torch_utils import custom_ops
-from torch_utils.ops import launching, upfirdn2d
-from torch_utils.ops.upfirdn2d import native, native_cpu, plain
+from torch_utils.ops import backends, upfirdn2d
+from torch_utils.ops.upfirdn2d import Settings, cpu, operator, plain
 
 needs_cxx = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler: nothing can be compiled for the CPU")
 
@@ -32,7 +32,7 @@ FILTERS = ("bilinear", "4x4", "3x5", "1x1", "1d-5", "1d-12")
 
 @pytest.fixture(autouse=True)
 def take_small_ones_too(monkeypatch):
-    monkeypatch.setattr(native_cpu, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(cpu, "LEAST_ELEMENTS", 0)
 
 
 def taps(name):
@@ -71,14 +71,14 @@ def test_equals_definition(setting, taps_name, channels, flip):
 def test_many_stretches_and_pieces(setting, monkeypatch):
     """Rows longer than a stretch, more rows than a piece, with torch's threads or our own."""
     f, x = taps("bilinear"), image((2, 520, 40, 70))
-    expected = plain.upfirdn2d(x.double(), f, *SETTINGS[setting], False, 4.0)
+    expected = plain.upfirdn2d(x.double(), f, Settings(*SETTINGS[setting], False, 4.0))
     before = torch.get_num_threads()
     results = []
     try:
         for threads, lent in ((1, True), (2, True), (3, False)):
             torch.set_num_threads(threads)
             if not lent:
-                monkeypatch.setattr(launching, "_parallel_for", lambda: None)
+                monkeypatch.setattr(backends, "_parallel_for", lambda: None)
             results.append(upfirdn2d.upfirdn2d(x, f, *SETTINGS[setting], gain=4))
     finally:
         torch.set_num_threads(before)
@@ -94,9 +94,10 @@ def test_an_almost_separable_filter_keeps_its_difference(change, outer):
     f[3, 1] += change
     x = image((1, 16, 12, 12))
     y = upfirdn2d.upfirdn2d(x, f, padding=2)
-    expected = plain.upfirdn2d(x.double(), f, (1, 1), (1, 1), (2, 2, 2, 2), False, 1.0)
+    settings = Settings((1, 1), (1, 1), (2, 2, 2, 2), False, 1.0)
+    expected = plain.upfirdn2d(x.double(), f, settings)
     assert_close_rel(y, expected, 1e-6)
-    separable = plain.upfirdn2d(x.double(), taps("bilinear"), (1, 1), (1, 1), (2, 2, 2, 2), False, 1.0)
+    separable = plain.upfirdn2d(x.double(), taps("bilinear"), settings)
     assert ((y - separable).abs().max() < 1e-5) == outer
 
 
@@ -128,13 +129,13 @@ def test_filters_are_read_at_each_call():
 def test_registered_operator_opcheck(setting):
     up, down, padding = map(list, SETTINGS[setting])
     x = image((2, 20, 9, 11)).requires_grad_()
-    assert native.takes(x, taps("bilinear"))
+    assert operator.takes(x, taps("bilinear"))
     torch.library.opcheck(torch.ops.raycond.upfirdn2d.default, (x, taps("bilinear"), up, down, padding, False, 2.0))
 
 
 @pytest.mark.parametrize("case", ["contiguous", "sliced", "few channels", "double", "one pixel", "no filter"])
 def test_what_it_leaves_to_the_plain_path(case, monkeypatch):
-    monkeypatch.setattr(native_cpu, "run", None)
+    monkeypatch.setattr(cpu, "run", None)
     x = image((2, 32, 6, 6))
     x = dict(contiguous=lambda: x.contiguous(), sliced=lambda: x[:, ::2], double=lambda: x.double()).get(case, lambda: x)()
     x = x[:, :3].contiguous(memory_format=torch.channels_last) if case == "few channels" else x[:, :, :1, :1] if case == "one pixel" else x
@@ -147,15 +148,16 @@ def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(custom_ops, "_libraries", {})
     monkeypatch.setattr(custom_ops, "verbosity", "none")
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    monkeypatch.setattr(native_cpu, "run", None)
+    monkeypatch.setattr(cpu, "run", None)
     x, f = image((1, 16, 8, 8)), taps("bilinear")
     assert_close_rel(upfirdn2d.downsample2d(x, f), upfirdn2d.downsample2d(x.double(), f, impl="ref"), 1e-6)
-    assert_close_rel(native.upfirdn2d(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0), upfirdn2d.upsample2d(x.double(), f, impl="ref"), 1e-6)
+    y = operator.upfirdn2d(x, f, Settings((2, 2), (1, 1), (2, 1, 2, 1), False, 4.0))
+    assert_close_rel(y, upfirdn2d.upsample2d(x.double(), f, impl="ref"), 1e-6)
     assert custom_ops.path("upfirdn2d", "cpu") == "plain"
 
 
 def test_reference_mode(monkeypatch):
     monkeypatch.setenv("RAYCOND_OPS", "reference")
-    monkeypatch.setattr(native, "upfirdn2d", None)
+    monkeypatch.setattr(operator, "upfirdn2d", None)
     monkeypatch.setattr(plain, "upfirdn2d", None)
     assert upfirdn2d.upsample2d(image((1, 16, 8, 8)), taps("bilinear")).shape == (1, 16, 16, 16)

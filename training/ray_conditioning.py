@@ -14,7 +14,7 @@ import torch
 
 from camera_utils import CONVENTIONS, LABEL_DIM, ray_map
 from torch_utils import misc
-from torch_utils.ops import registry
+from torch_utils.ops import backends
 
 
 class NoConditioning:
@@ -82,7 +82,7 @@ class BoundRays:
         """[N, 6, H, W] for features [N, C, H, W], in their dtype and memory format."""
         rays = self.map(x.shape[2], x.shape[3], sampling_rate).to(x.dtype)
         # Else cat would give up the format of x.
-        channels_last = registry.available() and x.is_contiguous(memory_format=torch.channels_last)
+        channels_last = backends.available() and x.is_contiguous(memory_format=torch.channels_last)
         return rays.contiguous(memory_format=torch.channels_last) if channels_last else rays
 
     def append_to(self, x: torch.Tensor, sampling_rate: float | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -12,7 +12,7 @@ namespace raycond {
 
 enum Activation { kLinear = 0, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish };
 
-// Filled by bias_act/native.py: keep the two in step.
+// Filled by bias_act/cuda.py: keep the two in step.
 struct BiasActArgs {
     const void* in;         // order 0: x. Else the incoming gradient.
     const void* in2;        // order 2: the second factor.

@@ -12,7 +12,7 @@
 
 namespace raycond {
 
-// Filled by filtered_lrelu/native.py: keep the two in step. One linear map between a lower and the higher sampling rate, the same
+// Filled by filtered_lrelu/cuda.py: keep the two in step. One linear map between a lower and the higher sampling rate, the same
 // filter along both axes. Tap k is f[k], or f[taps - 1 - k] where `reversed`; no f: a single tap 1.
 struct Way {
     const float* f;

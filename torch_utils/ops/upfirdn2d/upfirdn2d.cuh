@@ -5,7 +5,7 @@
 
 namespace raycond {
 
-// Filled by upfirdn2d/native.py: keep the two in step. Tensors are [N, C, H, W] with any strides (in elements).
+// Filled by upfirdn2d/cuda.py: keep the two in step. Tensors are [N, C, H, W] with any strides (in elements).
 struct UpfirdnArgs {
     const void*  x;
     const float* f;             // [fh, fw] or, separable, [fw]; contiguous

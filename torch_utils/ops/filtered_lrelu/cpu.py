@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 
 import torch
+from torch import Tensor
 
-from torch_utils.ops import launching
+from torch_utils.ops import backends
 from torch_utils.ops.filtered_lrelu.plain import Axis, both_ways
+from torch_utils.ops.filtered_lrelu.reference import Settings
 
-ITEMS_PER_THREAD = 4                    # rows are divided until there are so many pieces of work for each thread ...
-LEAST_ROWS = 16                         # ... but not into pieces smaller than this, which repeat their neighbours' work
+ITEMS_PER_THREAD = 4                    # rows are divided until each thread has this many pieces of work ...
+LEAST_ROWS = 16                         # ... but into pieces no smaller than this: each repeats work of its neighbours
 
 
 class Rows(ctypes.Structure):
@@ -23,10 +25,11 @@ class Rows(ctypes.Structure):
         """The matrix of `axis`. Keeps the memory that it points to."""
         taps, size, out, up, down, before = axis
         width = min(-(-len(taps) // up), size)
-        def count(n: int) -> torch.Tensor:
+
+        def count(n: int) -> Tensor:
             return torch.arange(n, dtype=torch.int64, device="cpu")
 
-        first = count(out) * down - before                                          # where the first tap lies at the higher rate
+        first = count(out) * down - before                                   # where the first tap lies, at the higher rate
         start = torch.div(first + up - 1, up, rounding_mode="floor").clamp(0, size - width)
         tap = (start.unsqueeze(1) + count(width)) * up - first.unsqueeze(1)  # [out, width]: which tap meets
         hit = (tap >= 0) & (tap < len(taps))
@@ -42,39 +45,40 @@ class Source(ctypes.Structure):
 
 class Job(ctypes.Structure):
     """As in filtered_lrelu_cpu.cpp."""
-    _fields_ = [("sources", Source * 2), ("num_sources", ctypes.c_int32), ("down_h", Rows), ("down_w", Rows), ("y", ctypes.c_void_p),
-                ("N", ctypes.c_int32), ("C", ctypes.c_int32), ("slope", ctypes.c_float), ("clamp", ctypes.c_float), ("chunks", ctypes.c_int32)]
+    _fields_ = [("sources", Source * 2), ("num_sources", ctypes.c_int32),
+                ("down_h", Rows), ("down_w", Rows), ("y", ctypes.c_void_p),
+                ("N", ctypes.c_int32), ("C", ctypes.c_int32), ("slope", ctypes.c_float), ("clamp", ctypes.c_float),
+                ("chunks", ctypes.c_int32)]
 
 
-def takes(x: torch.Tensor) -> bool:
+def takes(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.numel() > 0 and max(x.shape) < 2 ** 30
 
 
-def run(library: ctypes.CDLL, x: torch.Tensor, v: torch.Tensor | None, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None,
-        up: int, down: int, padding: list[int], gain: float, slope: float, clamp: float, flip_filter: bool, transposed: bool,
-        middle: tuple[int, int], result: tuple[int, int]) -> torch.Tensor:
-    """The function where v is None, else its derivative at x along v or, `transposed`, its adjoint; contiguous in channels_last.
-
-    `middle`, `result`: (height, width) at the higher rate and of the function's result; clamp < 0: none.
-    """
-    way_up, way_down = both_ways(x.shape, middle, result, fu, fd, up, down, padding, gain, flip_filter, x.dtype)
-    back_up, back_down = ([axis.transposed() for axis in way] for way in (way_down, way_up)) if transposed else (way_up, way_down)
+def run(library: ctypes.CDLL, x: Tensor, v: Tensor | None, fu: Tensor | None, fd: Tensor | None, b: Tensor | None,
+        settings: Settings, transposed: bool) -> Tensor:
+    """If v is None: the function. Else its derivative at x along v or, `transposed`, the adjoint. In channels_last."""
+    way_up, way_down = both_ways(x, fu, fd, settings, x.dtype)
+    back_up, back_down = way_up, way_down
+    if transposed:
+        back_up, back_down = ([axis.transposed() for axis in way] for way in (way_down, way_up))
     tensors = [t.permute(0, 2, 3, 1).contiguous() for t in (x, v) if t is not None]
     bias = None if b is None else b.contiguous()
     bands = [Rows.of(axis) for axis in (*way_up, *back_up, *(way_down if v is None else back_down))]
     down_h, down_w = bands[4:]
     y = x.new_empty([x.shape[0], down_h.out, down_w.out, x.shape[1]])
 
-    job = Job(num_sources=len(tensors), down_h=down_h, down_w=down_w, y=launching.float_address(y), N=x.shape[0], C=x.shape[1], slope=slope, clamp=clamp)
-    job.sources[0] = Source(*map(launching.float_address, (tensors[0], bias)), *bands[:2])
+    job = Job(num_sources=len(tensors), down_h=down_h, down_w=down_w, y=backends.float_address(y),
+              N=x.shape[0], C=x.shape[1], slope=settings.slope, clamp=settings.clamp)
+    job.sources[0] = Source(*map(backends.float_address, (tensors[0], bias)), *bands[:2])
     if v is not None:
-        job.sources[1] = Source(launching.float_address(tensors[1]), None, *bands[2:4])
+        job.sources[1] = Source(backends.float_address(tensors[1]), None, *bands[2:4])
     job.chunks = chunks_of(x.shape[0] * -(-x.shape[1] // 16), down_h.out)
-    launching.launch_cpu(library, "raycond_filtered_lrelu", job)
+    backends.launch_cpu(library, "raycond_filtered_lrelu", job)
     return y.permute(0, 3, 1, 2)
 
 
 def chunks_of(items: int, rows: int) -> int:
-    """Into how many pieces the rows are divided."""
+    """The number of pieces into which the rows are divided."""
     wanted = -(-ITEMS_PER_THREAD * torch.get_num_threads() // items)
     return max(1, min(wanted, rows // LEAST_ROWS))
