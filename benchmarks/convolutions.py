@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timing import timed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_utils.ops import strided_conv  # noqa: F401    (registers the operators below)
+from torch_utils.ops import conv2d_gradfix  # noqa: F401    (registers the operators below)
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 SHORT_S = 0.02                          # calls shorter than this are repeated

@@ -1,17 +1,18 @@
-"""Builds and loads the native sources of the ops, and decides which path an op takes.
+"""Builds and loads the native sources of the ops; decides whether an op's native path is available.
 
-- Sources are torch-free CUDA or C++ with `extern "C"` launchers, compiled by nvcc or g++ into a shared library and called through
-  ctypes: a build takes seconds, needs no torch headers and fits every torch version. (torch.library makes operators of them,
-  see ops/registry.py.)
-- A library is built on first use and kept under `dnnlib.make_cache_dir_path("ops")`, or $RAYCOND_OPS_CACHE. Its name holds a
-  hash of sources, flags, compilers, architectures and torch version; those for CPUs are for one kind of CPU each.
-- Processes that want the same library wait for one another on a file lock, which dies with its holder. The library appears under
-  its name only when it is complete, so a killed build leaves nothing that could be mistaken for one.
-- RAYCOND_OPS=auto (default): native on CUDA, and on CPUs for ops that have such a source; where that cannot be had, one line on
-  stderr and the plain PyTorch path. RAYCOND_OPS=native: the same, but RuntimeError instead of the plain path.
-  RAYCOND_OPS=reference: the ops' definitions, nothing is built.
-- RAYCOND_OPS_MARCH=x86-64-v3 (or another name that the compiler's -march knows) builds for that kind of CPU instead of this
-  machine's own: to test and measure what other machines run.
+- Sources are CUDA or C++ without torch, with `extern "C"` launchers. nvcc or g++ compiles them into a shared library,
+  which is called through ctypes: a build takes seconds, needs no torch headers and fits every torch version.
+  (ops/backends.py makes operators of them with torch.library.)
+- A library is built on first use and kept in $RAYCOND_OPS_CACHE, by default in `dnnlib.make_cache_dir_path("ops")`.
+  Its name holds a hash of sources, flags, compilers, architectures and torch version. Libraries for CPUs are specific
+  to one kind of CPU.
+- Processes that want the same library wait for each other on a file lock. The lock ends with its process. A library
+  gets its name only when it is complete, so that nobody takes the remains of a killed build for one.
+- RAYCOND_OPS=auto (default): native on CUDA, and on CPUs for ops that have a source for them. If that fails, one line
+  on stderr says why, and the plain PyTorch path is taken. RAYCOND_OPS=native: the same, but RuntimeError instead of
+  the plain path. RAYCOND_OPS=reference: the definitions of the ops; nothing is built.
+- RAYCOND_OPS_MARCH=x86-64-v3 (or another name that the compiler's -march knows) builds for that kind of CPU instead of
+  this machine's: to test and measure what other machines run.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ import dnnlib
 
 try:
     import fcntl
-except ImportError:         # not a POSIX system: the rename alone keeps the cache whole
+except ImportError:         # not a POSIX system: renaming alone keeps the cache consistent
     fcntl = None
 
 MODES = ("auto", "native", "reference")
-NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden", "-cudart", "static", "--threads", "0")
+NVCC_FLAGS = ("-O3", "-std=c++17", "--shared", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden",
+              "-cudart", "static", "--threads", "0")
 CXX_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 BUILD_TIMEOUT_S = 900
 
-verbosity = "brief"     # 'none': silent. 'brief': a line per fallback. 'full': builds too, with the compiler's output.
+verbosity = "brief"     # "none": silent. "brief": a line per fallback. "full": also builds, with the compiler's output.
 
 Key = tuple[str, str]   # (op, device type)
 
@@ -56,12 +58,12 @@ class BuildError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Plugin:
-    """The native side of one op."""
-    name:       str
-    sources:    tuple[Path, ...]            # Compiled, .cu or .cpp.
-    headers:    tuple[Path, ...] = ()       # Only part of the hash.
-    flags:      tuple[str, ...] = ()        # On top of NVCC_FLAGS, or CXX_FLAGS.
-    cpu_sources: tuple[Path, ...] = ()      # The same for CPUs, .cpp. None: plain PyTorch there.
+    """The native side of one op. Without sources for a device, the op takes its plain path there."""
+    name:        str
+    sources:     tuple[Path, ...]           # Compiled for GPUs: .cu.
+    headers:     tuple[Path, ...] = ()      # Only part of the hash.
+    flags:       tuple[str, ...]  = ()      # On top of NVCC_FLAGS or CXX_FLAGS.
+    cpu_sources: tuple[Path, ...] = ()      # Compiled for CPUs: .cpp.
 
     def sources_for(self, device_type: str) -> tuple[Path, ...]:
         return dict(cuda=self.sources, cpu=self.cpu_sources).get(device_type, ())
@@ -71,7 +73,7 @@ class Plugin:
 # Which path.
 
 def mode() -> str:
-    """The value of RAYCOND_OPS. Raises UserError where it is none of MODES."""
+    """The value of RAYCOND_OPS. Raises UserError if it is not one of MODES."""
     value = os.environ.get("RAYCOND_OPS") or "auto"
     if value not in MODES:
         raise dnnlib.UserError(f"RAYCOND_OPS={value}: expected one of {', '.join(MODES)}; unset it for auto")
@@ -84,13 +86,13 @@ _paths: dict[tuple[str, str, str], str] = {}
 
 
 def declare(plugin: Plugin) -> Plugin:
-    """Makes an op's native side known under its name; builds nothing."""
+    """Registers an op's native side under its name. Builds nothing."""
     _plugins[plugin.name] = plugin
     return plugin
 
 
 def path(op: str, device_type: str) -> str:
-    """'native', 'plain' or 'reference' for a declared op on tensors of this device type; builds the native library where due."""
+    """'native', 'plain' or 'reference' for a declared op on tensors of this device type. May build the library."""
     value = mode()
     known = _paths.get((op, device_type, value))
     return _decide(op, device_type, value) if known is None else known
@@ -101,7 +103,8 @@ def _decide(op: str, device_type: str, value: str) -> str:
         chosen = "reference"
     elif not _plugins[op].sources_for(device_type):
         if value == "native":
-            raise BuildError(f"RAYCOND_OPS=native: {op} has no native kernel for {device_type} tensors; set RAYCOND_OPS=auto")
+            raise BuildError(f"RAYCOND_OPS=native: {op} has no native kernel for {device_type} tensors; "
+                             "set RAYCOND_OPS=auto")
         chosen = "plain"
     else:
         try:
@@ -111,14 +114,15 @@ def _decide(op: str, device_type: str, value: str) -> str:
             if value == "native":
                 raise BuildError(f"RAYCOND_OPS=native: {error}") from error
             if verbosity != "none":
-                print(f"raycond: {op}: taking the plain PyTorch path on {device_type}, slower than the native one: {error}", file=sys.stderr, flush=True)
+                print(f"raycond: {op}: taking the plain PyTorch path on {device_type}, slower than the native one: "
+                      f"{error}", file=sys.stderr, flush=True)
             chosen = "plain"
     _paths[op, device_type, value] = chosen
     return chosen
 
 
-# torch.compile is to call this while tracing and take the answer as a constant. It is the mark that
-# torch.compiler.assume_constant_result leaves; calling that here would import the compiler, which takes seconds.
+# Tells torch.compile to call this while tracing and to take the answer as a constant, as
+# torch.compiler.assume_constant_result does. Calling that here would import the compiler, which takes seconds.
 path._dynamo_marked_constant = True
 
 
@@ -136,7 +140,7 @@ def library(op: str, device_type: str = "cuda") -> ctypes.CDLL:
 # Building and loading.
 
 def get_plugin(plugin: Plugin, archs: Sequence[str] | None = None, device_type: str = "cuda") -> ctypes.CDLL:
-    """Builds `plugin` unless the cache has it, and loads it. `archs`: as "90"; None: those of this machine's GPUs."""
+    """Builds `plugin` unless the cache has it, and loads it. `archs`: such as ["90"]; None: this machine's GPUs."""
     target = build(plugin, archs, device_type)
     try:
         return ctypes.CDLL(str(target))
@@ -145,36 +149,40 @@ def get_plugin(plugin: Plugin, archs: Sequence[str] | None = None, device_type: 
 
 
 def build(plugin: Plugin, archs: Sequence[str] | None = None, device_type: str = "cuda") -> Path:
-    """The shared library's file in the cache, compiled if it was not there. Raises BuildError."""
+    """The shared library's file in the cache. Compiles it if it is not there. Raises BuildError."""
     command, identity = _cpu_command(plugin) if device_type == "cpu" else _cuda_command(plugin, archs)
     sources = plugin.sources_for(device_type)
     folder = Path(os.environ.get("RAYCOND_OPS_CACHE") or dnnlib.make_cache_dir_path("ops"))
-    target = folder / f"{plugin.name}{'-cpu' if device_type == 'cpu' else ''}-{_digest([*command, *identity], [*sources, *plugin.headers])}.so"
+    digest = _digest([*command, *identity], [*sources, *plugin.headers])
+    target = folder / f"{plugin.name}{'-cpu' if device_type == 'cpu' else ''}-{digest}.so"
     if target.exists():
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
-            if not target.exists():                     # else another process was faster
+            if not target.exists():                     # otherwise another process was faster
                 _compile(plugin.name, [*command, *map(str, sources)], target)
     except OSError as error:
-        raise BuildError(f"cannot write to {folder}: {_one_line(str(error))}; set RAYCOND_OPS_CACHE to a folder that can be written") from error
+        raise BuildError(f"cannot write to {folder}: {_one_line(str(error))}; "
+                         "set RAYCOND_OPS_CACHE to a folder that can be written") from error
     return target
 
 
 def _cuda_command(plugin: Plugin, archs: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The compiler and its flags; what else decides what comes out."""
+    """The compiler with its flags, and what else the library depends on."""
     compiler = find_nvcc()
     archs = sorted(set(local_architectures() if archs is None else archs))
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     host = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
-    return [compiler, *NVCC_FLAGS, *plugin.flags, *host, *targets], _compiler_versions(compiler, os.environ.get("CXX") or "g++")
+    versions = _compiler_versions(compiler, os.environ.get("CXX") or "g++")
+    return [compiler, *NVCC_FLAGS, *plugin.flags, *host, *targets], [*versions]
 
 
 def _cpu_command(plugin: Plugin) -> tuple[list[str], list[str]]:
     compiler = find_cxx()
     march = os.environ.get("RAYCOND_OPS_MARCH") or "native"
-    return [compiler, f"-march={march}", *CXX_FLAGS, *plugin.flags], [*_compiler_versions(compiler), *([_cpu_kind()] if march == "native" else [])]
+    kind = [_cpu_kind()] if march == "native" else []
+    return [compiler, f"-march={march}", *CXX_FLAGS, *plugin.flags], [*_compiler_versions(compiler), *kind]
 
 
 def find_cxx() -> str:
@@ -184,16 +192,18 @@ def find_cxx() -> str:
         found = shutil.which(candidate)
         if found:
             return found
-    raise BuildError(f"no C++ compiler: CXX={named} is none" if named else "no C++ compiler (g++) is installed")
+    reason = f": CXX={named} is not a program" if named else " (g++) is installed"
+    raise BuildError(f"no C++ compiler{reason}")
 
 
 @functools.cache
 def _cpu_kind() -> str:
-    """What `-march=native` depends on; machines of other kinds may share the cache."""
+    """What `-march=native` depends on. Machines of different kinds may share the cache."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
-            lines = [line for line in stream.read().split("\n\n")[0].splitlines() if line.startswith(("flags", "Features", "model name", "CPU part"))]
-        return platform.machine() + "".join(lines)
+            lines = stream.read().split("\n\n")[0].splitlines()
+        wanted = ("flags", "Features", "model name", "CPU part")
+        return platform.machine() + "".join(line for line in lines if line.startswith(wanted))
     except OSError:
         return platform.machine() + platform.processor()
 
@@ -202,16 +212,17 @@ def find_nvcc() -> str:
     """The CUDA compiler: $NVCC, $CUDA_HOME/bin, PATH, /usr/local/cuda. Raises BuildError."""
     named = os.environ.get("NVCC")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    candidates = [named] if named else [os.path.join(home, "bin", "nvcc") for home in homes if home] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    for candidate in candidates:
+    usual = [*(os.path.join(home, "bin", "nvcc") for home in homes if home), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    for candidate in [named] if named else usual:
         found = shutil.which(candidate)
         if found:
             return found
-    raise BuildError(f"no CUDA compiler: NVCC={named} is none" if named else "no CUDA compiler: nvcc is neither in CUDA_HOME nor in PATH")
+    reason = f"NVCC={named} is not a program" if named else "nvcc is neither in CUDA_HOME nor in PATH"
+    raise BuildError(f"no CUDA compiler: {reason}")
 
 
 def local_architectures() -> list[str]:
-    """Compute capabilities of the visible GPUs, as "90". Raises BuildError without a GPU."""
+    """Compute capabilities of the visible GPUs, such as "90". Raises BuildError without a GPU."""
     if not torch.cuda.is_available():
         raise BuildError("no CUDA device is available")
     pairs = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
@@ -219,7 +230,7 @@ def local_architectures() -> list[str]:
 
 
 def _compile(name: str, command: Sequence[str], target: Path) -> None:
-    """Compiles aside, then renames. The caller holds the lock, so leftovers of killed builds can go."""
+    """Compiles into a temporary folder, then renames. The caller holds the lock, so remains of killed builds can go."""
     for leftover in target.parent.glob(f"{target.stem}.*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.stem}.", suffix=".part"))
@@ -227,7 +238,8 @@ def _compile(name: str, command: Sequence[str], target: Path) -> None:
     compiler = os.path.basename(command[0])
     started = time.monotonic()
     try:
-        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, errors="replace", timeout=BUILD_TIMEOUT_S)
+        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, errors="replace",
+                              timeout=BUILD_TIMEOUT_S)
         if verbosity == "full":
             print(" ".join(command), done.stdout, done.stderr, sep="\n", file=sys.stderr, flush=True)
         if done.returncode != 0 or not (aside / target.name).exists():
@@ -258,22 +270,23 @@ def _compiler_versions(*compilers: str) -> tuple[str, ...]:
             done = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", timeout=60)
             versions.append(done.stdout)
         except (OSError, subprocess.TimeoutExpired):
-            versions.append(f"{compiler}: none")        # the build will say what is wrong with it
+            versions.append(f"{compiler}: none")        # the build says what is wrong with it
     return tuple(versions)
 
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Holds `file` exclusively. The system lets go when the process ends in whatever way, so there is no stale lock."""
+    """Holds `file` exclusively. The system releases it when the process ends, however it ends: no lock goes stale."""
     with open(file, "w") as stream:
         if fcntl is not None:
-            with contextlib.suppress(OSError):          # no locks on this file system: several may build, the rename keeps that safe
+            with contextlib.suppress(OSError):          # no locks on this file system: several build, renaming is safe
                 fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 def _first_error(output: str, code: int) -> str:
-    lines = [line for line in output.splitlines() if "error" in line.lower() or "fatal" in line.lower()] or output.split("\n")
+    lines = [line for line in output.splitlines() if "error" in line.lower() or "fatal" in line.lower()]
+    lines = lines or output.split("\n")
     return _one_line(next((line for line in lines if line.strip()), f"exit status {code}"))
 
 

@@ -49,72 +49,85 @@ def modulated_conv2d(
     fused_modconv:      bool    = True,                 # Scale the kernels of each sample instead of its features?
     input_gain:         torch.Tensor | None = None,     # Scale of the input that demodulation leaves in  [], [I] or [N, I].
 ) -> torch.Tensor:                                      # [N, O, H', W']
-    """Convolution whose kernels are scaled by `styles` per sample, equation 1, then normalised per output, equation 3.
+    """Convolution whose kernels are scaled by `styles` per sample (equation 1), then normalised per output (equation 3).
 
-    Both ways of computing it are one function: scaling the kernels (w * s, grouped by sample) or, since the convolution is
-    linear, scaling its input by s and its output by the demodulation d. The second keeps the kernels shared.
+    There are two ways to compute it. One scales the kernels (w * s, grouped by sample). The other uses that the
+    convolution is linear: it scales the input by s and the output by the demodulation, so that samples share the kernels.
     """
-    y, decay = convolve_modulated(x, weight, styles, up=up, down=down, padding=padding, resample_filter=resample_filter, demodulate=demodulate,
-                                  flip_weight=flip_weight, fused_modconv=fused_modconv, input_gain=input_gain)
+    y, demodulation = modulated_conv2d_unscaled(
+        x, weight, styles, up=up, down=down, padding=padding, resample_filter=resample_filter, demodulate=demodulate,
+        flip_weight=flip_weight, fused_modconv=fused_modconv, input_gain=input_gain)
     noise = None if noise is None else noise.to(y.dtype)
-    if decay is None:
+    if demodulation is None:
         return y if noise is None else y.add_(noise)
-    decay = decay[:, :, None, None]
-    return y * decay if noise is None else fma.fma(y, decay, noise)
+    demodulation = demodulation[:, :, None, None]
+    return y * demodulation if noise is None else fma.fma(y, demodulation, noise)
 
 
 @misc.own_precision
-def convolve_modulated(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, up: int = 1, down: int = 1, padding: int = 0,
-                       resample_filter: torch.Tensor | None = None, demodulate: bool = True, flip_weight: bool = True, fused_modconv: bool = True,
-                       input_gain: torch.Tensor | None = None, appended: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The same up to a factor of its result per sample and output channel, for whoever passes over it anyway: (y, factor [N, O] in y's dtype,
-    None: 1). y is nobody else's. appended: further input channels [N or 1, E, H, W]; the last E of `weight` and `styles` are theirs.
+def modulated_conv2d_unscaled(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, up: int = 1, down: int = 1,
+                              padding: int = 0, resample_filter: torch.Tensor | None = None, demodulate: bool = True,
+                              flip_weight: bool = True, fused_modconv: bool = True, input_gain: torch.Tensor | None = None,
+                              appended: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Like modulated_conv2d, but leaves demodulation to the caller, who can do it in a pass that is needed anyway.
+
+    Returns (y, demodulation): y [N, O, H', W'], demodulation [N, O] in y's dtype. The result is
+    y * demodulation[:, :, None, None]. demodulation is None if it was already applied, or not asked for. y may be
+    overwritten. `appended`: more input channels [N or 1, E, H, W], which the last E of `weight` and `styles` are for.
     """
     N, I = styles.shape
     given = x.shape[1] + (0 if appended is None else appended.shape[1])
-    assert x.shape[0] == N and given == I == weight.shape[1], f"{given} channels of x {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
+    assert x.shape[0] == N and given == I == weight.shape[1], \
+        f"{given} channels of x {list(x.shape)}, styles {list(styles.shape)}, weight {list(weight.shape)}"
     precision = torch.promote_types(computing_dtype(weight), styles.dtype)
     weight, styles = weight.to(precision), styles.to(precision)
     if demodulate and x.dtype == torch.float16:
         weight, styles = _scale_to_unit_peak(weight, styles)
-    decay = modulate.demodulation(weight, styles) if demodulate else None   # [N, O]
+    demodulation = modulate.demodulation(weight, styles) if demodulate else None        # [N, O]
     styles = styles if input_gain is None else styles * input_gain
     resample = dict(f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight)
 
     if _is_short_product(x, weight, appended) and up == down == 1 and padding == 0:
         w = weight.flatten(1) * styles[:, None, :]                          # [N, O, I]
-        w = w if decay is None else w * decay[:, :, None]
+        w = w if demodulation is None else w * demodulation[:, :, None]
         H, W = x.shape[2:]
-        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, I)                 # a view where channels are innermost
+        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, I)                 # a view if channels are innermost
         return torch.bmm(w.to(x.dtype), pixels.mT).view(N, weight.shape[0], H, W), None
 
     if fused_modconv and _kernels_are_cheaper(x, weight, appended):
         x = x if appended is None else torch.cat([x, appended.expand(N, -1, -1, -1)], dim=1)
         w = weight.unsqueeze(0) * styles[:, None, :, None, None]            # [N, O, I, kh, kw]
-        if decay is not None:
-            w = w * decay[:, :, None, None, None]
-        y = conv2d_resample.conv2d_resample(x.flatten(0, 1).unsqueeze(0) if N > 1 else x, w.flatten(0, 1).to(x.dtype), groups=N, **resample)
+        if demodulation is not None:
+            w = w * demodulation[:, :, None, None, None]
+        x = x.flatten(0, 1).unsqueeze(0) if N > 1 else x
+        y = conv2d_resample.conv2d_resample(x, w.flatten(0, 1).to(x.dtype), groups=N, **resample)
         return y.view(N, -1, *y.shape[2:]) if N > 1 else y, None
 
     x = modulate.modulate(x, styles.to(x.dtype), appended)
     y = conv2d_resample.conv2d_resample(x, weight.to(x.dtype), **resample)
-    return y, None if decay is None else decay.to(y.dtype)
+    return y, None if demodulation is None else demodulation.to(y.dtype)
 
 
 def _kernels_are_cheaper(x: torch.Tensor, weight: torch.Tensor, appended: torch.Tensor | None) -> bool:
-    """Cheaper to scale than features? On GPUs they are. CPUs are slow at the grouped convolutions that several samples then need, and write the
-    features anew anyway where something is appended.
+    """Are kernels cheaper to scale than features?
+
+    On GPUs they are. CPUs are slow at the grouped convolutions that several samples then need, and if channels are
+    appended, they have to write the features again anyway.
     """
     return x.device.type != "cpu" or (x.shape[0] == 1 and appended is None and x.numel() > weight.numel())
 
 
 def _is_short_product(x: torch.Tensor, weight: torch.Tensor, appended: torch.Tensor | None) -> bool:
-    """A kernel of one pixel with few outputs, as ToRGB's: on CPUs a matrix product for each sample then reads the features once and writes no scaled ones."""
-    return x.device.type == "cpu" and appended is None and tuple(weight.shape[2:]) == (1, 1) and weight.shape[0] <= FEW_OUTPUTS
+    """Is this a kernel of one pixel with few outputs, on a CPU? (ToRGB's is.)
+
+    Then a matrix product for each sample reads the features once, and scaled features are never written.
+    """
+    few = tuple(weight.shape[2:]) == (1, 1) and weight.shape[0] <= FEW_OUTPUTS
+    return x.device.type == "cpu" and appended is None and few
 
 
 def _scale_to_unit_peak(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half precision overflows at 65504. Demodulation cancels any scale of kernels and styles, so take their peaks out first."""
+    """Divides kernels and styles by their peaks, since half precision overflows at 65504. Demodulation cancels the scale."""
     fan_in = weight[0].numel()
     weight = weight / (weight.abs().amax(dim=[1, 2, 3], keepdim=True) * math.sqrt(fan_in))
     return weight, styles / styles.abs().amax(dim=1, keepdim=True)

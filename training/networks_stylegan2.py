@@ -26,9 +26,9 @@ from training.layers import (
     act_with_gain,
     channels_per_resolution,
     computing_dtype,
-    convolve_modulated,
     half_precision_resolutions,
     modulated_conv2d,
+    modulated_conv2d_unscaled,
     normalize_2nd_moment,
     sqrt_half,
 )
@@ -83,10 +83,12 @@ class SynthesisLayer(misc.KeepsFilters):
                 appended: torch.Tensor | None = None) -> torch.Tensor:
         """x: [N, in_channels, H, W], or fewer channels and the others in `appended`; w: [N, w_dim]. Returns [N, out_channels, resolution, resolution]."""
         misc.assert_shape(x, [None, None, self.resolution // self.up, self.resolution // self.up])
-        x, scale = convolve_modulated(x, self.weight, self.affine(w), up=self.up, padding=self.padding, resample_filter=self.resample_filter,
-                                      flip_weight=self.up == 1, fused_modconv=fused_modconv, appended=appended)
+        x, demodulation = modulated_conv2d_unscaled(
+            x, self.weight, self.affine(w), up=self.up, padding=self.padding, resample_filter=self.resample_filter,
+            flip_weight=self.up == 1, fused_modconv=fused_modconv, appended=appended)
         noise = self._noise(x, noise_mode)
-        return act_with_gain(x, self.bias.to(x.dtype), self.activation, gain, self.conv_clamp, scale, noise if noise is None else noise.to(x.dtype))
+        noise = None if noise is None else noise.to(x.dtype)
+        return act_with_gain(x, self.bias.to(x.dtype), self.activation, gain, self.conv_clamp, scale=demodulation, noise=noise)
 
     def _noise(self, x: torch.Tensor, mode: str) -> torch.Tensor | None:
         assert mode in ("random", "const", "none"), f"noise_mode {mode!r}, expected 'random', 'const' or 'none'"

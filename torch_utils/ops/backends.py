@@ -42,17 +42,17 @@ def declare(op: str, folder: Path, cuda: str | None = None, cpu: str | None = No
 
 
 def choose(
-    op:         str,                # As declared.
-    x:          Tensor,             # The input that decides about the device.
-    impl:       str  = "auto",      # As the caller wants it: "auto" or "cuda": the fastest path; "ref": the definition.
-    takes:      bool = True,        # Is the operator defined for this call, and faster?
-    always:     bool = False,       # Take the operator even without its native library: its kernels do without.
+    op:         str,                        # As declared.
+    x:          Tensor,                     # The input whose device decides.
+    takes:      Callable[[], bool],         # Is the operator defined for this call, and faster? Asked only if it can be used.
+    impl:       str  = "auto",              # What the caller wants: "auto" or "cuda": the fastest path; "ref": the definition.
+    always:     bool = False,               # Take the operator even without its native library: its kernels do without.
 ) -> str:
     """The path of this call: "reference", "operator" or "plain". May build the native library."""
     assert impl in ("auto", "cuda", "ref"), f"impl {impl!r}, expected 'cuda' (or 'auto') for the fastest path, or 'ref'"
     if impl == "ref" or custom_ops.mode() == "reference":
         return "reference"
-    if not takes or not available():
+    if not available() or not takes():
         return "plain"
     return "operator" if always or custom_ops.path(op, x.device.type) == "native" else "plain"
 

@@ -60,8 +60,8 @@ def scaled_bias_act(
                         float(row.def_gain if gain is None else gain), -1.0 if clamp is None else float(clamp))
 
     on_cpu = x.device.type == "cpu"
-    takes = cpu.takes(x, settings) if on_cpu else operator.takes(x, b, settings)
-    path = backends.choose("bias_act", x, impl, takes)
+    path = backends.choose(
+        "bias_act", x, lambda: cpu.takes(x, settings) if on_cpu else operator.takes(x, b, settings), impl)
     if on_cpu and path == "operator":
         return cpu.bias_act(x, b, scale, noise, settings, inplace)
     paths = dict(reference=reference, operator=operator, plain=plain)

@@ -33,7 +33,7 @@ def takes(x: Tensor, w: Tensor, stride: Any, padding: Any, groups: int, transpos
         return False
     if not x.ndim == w.ndim == 4 or x.shape[1] != w.shape[0 if transposed else 1] or not _is_pair(padding):
         return False                                                # PyTorch says what is wrong
-    if backends.choose("tile_conv", x, takes=not torch.is_autocast_enabled("cpu"), always=True) != "operator":
+    if backends.choose("tile_conv", x, lambda: not torch.is_autocast_enabled("cpu"), always=True) != "operator":
         return False
     padding = _pair(padding)
     size = (_size_up if transposed else _size_down)(x.shape[2:], w.shape[2:], stride, padding)

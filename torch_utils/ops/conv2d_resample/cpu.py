@@ -30,7 +30,7 @@ def takes(x: Tensor, w: Tensor, f: Tensor | None, up: int, groups: int, padding:
         return False
     if up != 2 or groups != 1 or tuple(w.shape[2:]) != (3, 3):
         return False
-    if backends.choose("up_conv", x, takes=not torch.is_autocast_enabled("cpu"), always=True) != "operator":
+    if backends.choose("up_conv", x, lambda: not torch.is_autocast_enabled("cpu"), always=True) != "operator":
         return False
     if f is None or f.dtype != torch.float32 or f.device != x.device or f.requires_grad or max(f.shape) > MOST_TAPS:
         return False

@@ -56,6 +56,6 @@ def filtered_lrelu(
         f"x {list(x.shape)} with up {up} and padding {settings.padding} is smaller than the filters need: " \
         f"{filter_size(fu)} and {filter_size(fd)} taps (across, down)"
 
-    path = backends.choose("filtered_lrelu", x, impl, operator.takes(x, fu, fd, settings),
+    path = backends.choose("filtered_lrelu", x, lambda: operator.takes(x, fu, fd, settings), impl,
                            always=x.device.type in operator.WITHOUT_NATIVE)
     return dict(reference=reference, operator=operator, plain=plain)[path].filtered_lrelu(x, fu, fd, b, settings)

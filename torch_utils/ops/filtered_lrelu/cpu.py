@@ -29,7 +29,7 @@ class Rows(ctypes.Structure):
         def count(n: int) -> Tensor:
             return torch.arange(n, dtype=torch.int64, device="cpu")
 
-        first = count(out) * down - before                                   # where the first tap lies, at the higher rate
+        first = count(out) * down - before                                  # where the first tap lies (higher rate)
         start = torch.div(first + up - 1, up, rounding_mode="floor").clamp(0, size - width)
         tap = (start.unsqueeze(1) + count(width)) * up - first.unsqueeze(1)  # [out, width]: which tap meets
         hit = (tap >= 0) & (tap < len(taps))

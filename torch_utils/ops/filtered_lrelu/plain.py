@@ -43,7 +43,7 @@ def filtered_lrelu(x: Tensor, fu: Tensor | None, fd: Tensor | None, b: Tensor | 
 # Band matrices.
 
 class Axis(NamedTuple):
-    """Result o is the sum over k of taps[k] * stuffed[o * down + k - before], where stuffed[i * up] = input i, else 0"""
+    """Result o is the sum over k of taps[k] * stuffed[o * down + k - before]; stuffed[i * up] = input i, else 0."""
 
     taps:   Tensor              # [n], in the order of a correlation
     size:   int                 # of the input

@@ -40,7 +40,7 @@ def modulate(
     for name, tensor in (("styles", styles), ("appended", appended)):
         assert tensor is None or tensor.dtype == x.dtype, f"{name}: {tensor.dtype}, x is {x.dtype}"
 
-    path = backends.choose("modulate", x, impl, cpu.takes(x))
+    path = backends.choose("modulate", x, lambda: cpu.takes(x), impl)
     return (cpu if path == "operator" else reference).modulate(x, styles, appended)
 
 
@@ -57,5 +57,5 @@ def demodulation(
     squares = styles.square().repeat_interleave(weight[0, 0].numel(), dim=1)
     kernels = weight.flatten(1)
     recorded = torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad)
-    path = backends.choose("modulate", kernels, impl, not recorded and cpu.takes(kernels))
+    path = backends.choose("modulate", kernels, lambda: not recorded and cpu.takes(kernels), impl)
     return torch.rsqrt((cpu if path == "operator" else reference).energies(kernels, squares) + 1e-8)
