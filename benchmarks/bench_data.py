@@ -3,10 +3,11 @@
     python benchmarks/bench_data.py                                                 # 512 px, three kinds of zips
     python benchmarks/bench_data.py --resolution=1024 --images=16 --csv=benchmarks/data.csv
 
-The images are made on the fly: smooth shapes with the noise of a camera, so that a PNG of 512 px has about the size of a photograph's.
-`raw` are PNGs without compression as dataset tools write them, in a zip that stores them; `stored` are compressed PNGs in such a zip,
-`deflated` the same in a zip that compresses once more. `dataset_per_s` is training.dataset in this process, `worker_per_s` one worker
-process of a DataLoader with batches of four, all of it in turns on one thread.
+The images are made up: smooth shapes with the noise of a camera, so that a PNG of 512 px has about the size of a
+photo. `raw`: PNGs without compression, as dataset tools write them, in a zip that stores them. `stored`: compressed
+PNGs in such a zip. `deflated`: the same in a zip that compresses once more. `dataset_per_s` is training.dataset in
+this process, `worker_per_s` one worker process of a DataLoader with batches of four. All are measured in turns on one
+thread; the median counts.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ import click
 import numpy as np
 import PIL.Image
 import torch
-from results import save_rows
-from timing import examples, in_turns
+from timing import Session, examples, session
 
 from camera_utils import camera_for
 from training.dataset import ImageFolderDataset
 
-KINDS = {"raw": (0, zipfile.ZIP_STORED), "stored": (6, zipfile.ZIP_STORED), "deflated": (6, zipfile.ZIP_DEFLATED)}      # PNG level, zip method
+# PNG level, zip method
+KINDS = {"raw": (0, zipfile.ZIP_STORED), "stored": (6, zipfile.ZIP_STORED), "deflated": (6, zipfile.ZIP_DEFLATED)}
 NOISE = 6                               # standard deviation [grey levels]
 BATCH = 4
 
@@ -42,7 +43,8 @@ def make_image(seed: int, size: int) -> np.ndarray:
     """A few waves of low frequency and noise, uint8 [size, size, 3]."""
     rng = np.random.RandomState(seed)
     y, x = np.mgrid[:size, :size] / size
-    waves = [rng.randn(3) * np.cos(2 * np.pi * (rng.randn() * 3 * x + rng.randn() * 3 * y + rng.rand()))[:, :, None] for _ in range(6)]
+    waves = [rng.randn(3) * np.cos(2 * np.pi * (rng.randn() * 3 * x + rng.randn() * 3 * y + rng.rand()))[:, :, None]
+             for _ in range(6)]
     return np.clip(128 + 25 * sum(waves) + NOISE * rng.randn(size, size, 3), 0, 255).astype(np.uint8)
 
 
@@ -82,7 +84,8 @@ def rate(function: Callable[[int], object], count: int) -> float:
 def worker_rate(dataset: ImageFolderDataset, count: int) -> float:
     """Images per second that one worker hands over; its start does not count."""
     sampler = [index % len(dataset) for index in range(count + 2 * BATCH)]
-    loader = torch.utils.data.DataLoader(dataset, sampler=sampler, batch_size=BATCH, num_workers=1, prefetch_factor=2, multiprocessing_context="fork")
+    loader = torch.utils.data.DataLoader(dataset, sampler=sampler, batch_size=BATCH, num_workers=1, prefetch_factor=2,
+                                         multiprocessing_context="fork")
     batches = iter(loader)
     next(batches)
     begin = time.perf_counter()
@@ -90,43 +93,39 @@ def worker_rate(dataset: ImageFolderDataset, count: int) -> float:
     return loaded / (time.perf_counter() - begin)
 
 
-def measure(files: list[bytes], path: str, rounds: int, seconds: float) -> dict[str, float]:
+def measure(run: Session, files: list[bytes], dataset: ImageFolderDataset, share: float) -> dict[str, float]:
     """Median rates [images/s]."""
-    dataset = ImageFolderDataset(path, use_labels=True)
     count = max(len(files), BATCH)
-    measures = {f"{name}_per_s": lambda decode=decode: rate(lambda i: decode(files[i % len(files)]), count) for name, decode in decoders().items()}
-    measures["dataset_per_s"] = lambda: rate(lambda i: dataset[i % len(files)], count)
-    measures["worker_per_s"] = lambda: worker_rate(dataset, count)
-    results = in_turns(measures, rounds, seconds)
-    dataset.close()
-    return {name: statistics.median(values) for name, values in results.items()}
+
+    def rate_of(load: Callable[[int], object]) -> Callable[[], float]:
+        return lambda: rate(lambda i: load(i % len(files)), count)
+
+    measures = {f"{name}_per_s": rate_of(lambda i, decode=decode: decode(files[i]))
+                for name, decode in decoders().items()}
+    measures.update(dataset_per_s=rate_of(dataset.__getitem__), worker_per_s=lambda: worker_rate(dataset, count))
+    return {name: statistics.median(values) for name, values in run.in_turns(measures, share).items()}
 
 
 @click.command(epilog=examples(__doc__))
 @click.option("--resolution", default=512, show_default=True, help="Of the images [px]")
 @click.option("--images", default=24, show_default=True, help="In a zip; each is read once in a round")
-@click.option("--rounds", default=5, show_default=True, help="Each measures everything in turns; the median counts")
-@click.option("--seconds", default=120.0, show_default=True, help="About how long to measure; at least one round of each kind")
-@click.option("--device", default="cpu", hidden=True)
-@click.option("--threads", default=1, hidden=True)
-@click.option("--csv", "csv_path", help="Append the results to this file", metavar="FILE")
-def main(resolution: int, images: int, rounds: int, seconds: float, device: str, threads: int, csv_path: str | None) -> None:
-    """Print a row per kind of zip."""
+@session(rounds=5, seconds=120, threads=1)
+def main(run: Session, resolution: int, images: int) -> None:
+    """Print a row per kind of zip; at least one round of each."""
     torch.set_num_threads(1)
     pictures = [make_image(seed, resolution) for seed in range(min(images, 8))]
-    for kind, (level, method) in KINDS.items():
+    for index, (kind, (level, method)) in enumerate(KINDS.items()):
         files = [encode(picture, level) for picture in pictures]
-        files = [files[index % len(files)] for index in range(images)]
+        files = [files[i % len(files)] for i in range(images)]
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "images.zip")
             write_zip(path, files, method)
-            rates = measure(files, path, rounds, seconds / len(KINDS))
-        row = dict(kind=kind, resolution=resolution, kb_per_image=f"{statistics.mean(map(len, files)) / 1e3:.0f}",
-                   **{name: f"{value:.1f}" for name, value in rates.items()}, vs_pillow=f"{rates['dataset_per_s'] / rates['pillow_per_s']:.3f}",
-                   pillow=PIL.__version__)
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        if csv_path is not None:
-            save_rows(csv_path, [row])
+            dataset = ImageFolderDataset(path, use_labels=True)
+            rates = measure(run, files, dataset, share=1 / (len(KINDS) - index))
+            dataset.close()
+        run.keep(dict(kind=kind, resolution=resolution, kb_per_image=f"{statistics.mean(map(len, files)) / 1e3:.0f}",
+                      **{name: f"{value:.1f}" for name, value in rates.items()},
+                      vs_pillow=f"{rates['dataset_per_s'] / rates['pillow_per_s']:.3f}", pillow=PIL.__version__))
 
 
 if __name__ == "__main__":

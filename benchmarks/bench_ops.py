@@ -1,27 +1,27 @@
-"""Times of the tensor ops, forward and backward, against copying the same bytes, and against their definitions compiled by torch.compile.
+"""Times of the tensor ops, forward and backward, relative to copying the same bytes; of their definitions, compiled.
 
-    python benchmarks/bench_ops.py                                                  # CPU, two threads, sizes of the 512 px generator
+    python benchmarks/bench_ops.py                                      # CPU, sizes of the 512 px generator
     python benchmarks/bench_ops.py --device=cuda --large --backward --compiled --csv=benchmarks/ops.csv
-    RAYCOND_OPS=reference python benchmarks/bench_ops.py                            # the definitions, for comparison
+    RAYCOND_OPS=reference python benchmarks/bench_ops.py                # the definitions, for comparison
 
-`bandwidth` is the share of the bandwidth that a plain copy of a tensor reaches on the same device in the same run: bytes that
-the op must read and write, over its time, over the copy's rate. Backward passes must read the gradient of the output and what tells
-the sign of the activation, and write the gradient of the input. For convolutions it means nothing and is left out.
+`bandwidth` is the share of the bandwidth that copying a tensor reaches on the same device in the same run: the bytes
+that the op must read and write, over its time, over the copy's rate. Backward passes must read the gradient of the
+output and what tells the sign of the activation, and write the gradient of the input. Convolutions have no such
+share.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")        # as train.py: before torch
 
 import click
 import torch
-from results import save_rows
-from timing import device_name, examples, median_seconds, prepare
+from timing import Session, calls_on, examples, session, timed
 
 from torch_utils import custom_ops
 from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, upfirdn2d
@@ -37,35 +37,34 @@ class Case(NamedTuple):
 
     call: Callable[[torch.Tensor, str], torch.Tensor]       # of x; "cuda": the fastest path, "ref": the definition
     x: torch.Tensor
-    output: int                                             # elements
-    kept: int = 0                                           # elements that the backward pass must read besides
+    output: int                                             # elements; 0: bound by arithmetic
+    kept: int = 0                                           # elements that the backward pass must also read
 
     def moved(self, direction: str) -> int:
-        """Bytes; 0: compute-bound."""
-        if self.output == 0:
-            return 0
-        return (self.x.numel() + self.output + (self.kept if direction == "backward" else 0)) * self.x.element_size()
+        """Bytes."""
+        kept = self.kept if direction == "backward" else 0
+        return (self.x.numel() + self.output + kept) * self.x.element_size() if self.output else 0
 
 
 class Setting(NamedTuple):
-    """Where and on what the ops run."""
+    """On what the ops run."""
 
     n: int
     channels: int
     size: int
     format: str
     dtype: str
-    device: torch.device
-
-    def features(self, side: int) -> torch.Tensor:
-        x = torch.randn([self.n, self.channels, side, side], device=self.device, dtype=getattr(torch, self.dtype))
-        return x.to(memory_format=FORMATS[self.format])
 
 
-def cases(setting: Setting) -> dict[str, Case]:
+def cases(setting: Setting, device: torch.device) -> dict[str, Case]:
     """name -> op, "copy" first."""
-    size, channels, device = setting.size, setting.channels, setting.device
-    x, odd, half = setting.features(size), setting.features(size + 1), setting.features(size // 2)
+    n, channels, size, memory_format, dtype = setting
+
+    def features(side: int) -> torch.Tensor:
+        x = torch.randn([n, channels, side, side], device=device, dtype=getattr(torch, dtype))
+        return x.to(memory_format=FORMATS[memory_format])
+
+    x, odd, half = features(size), features(size + 1), features(size // 2)
     b = torch.randn([channels], device=device, dtype=x.dtype)
     w = torch.randn([channels, channels, 3, 3], device=device, dtype=x.dtype)
     f = upfirdn2d.setup_filter([1, 3, 3, 1], device=device)
@@ -84,17 +83,12 @@ def cases(setting: Setting) -> dict[str, Case]:
     }
 
 
-def forward_of(case: Case, path: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The op as a function of x alone."""
-    if path == "compiled":
-        torch._dynamo.reset()
-        return torch.compile(lambda x: case.call(x, "ref"))
-    return lambda x: case.call(x, "cuda")
-
-
 def call_of(case: Case, path: str, direction: str) -> Callable[[], object]:
     """What is timed: the op without a graph, or its gradient of the input again and again."""
-    forward = forward_of(case, path)
+    forward = lambda x: case.call(x, "ref" if path == "compiled" else "cuda")                           # noqa: E731
+    if path == "compiled":
+        torch._dynamo.reset()
+        forward = torch.compile(forward)
     if direction == "forward":
         return lambda: forward(case.x)
     x = case.x.detach().requires_grad_(True)
@@ -103,8 +97,16 @@ def call_of(case: Case, path: str, direction: str) -> Callable[[], object]:
     return lambda: torch.autograd.grad(y, x, gradient, retain_graph=True)
 
 
+def seconds_of(run: Session, case: Case, path: str, direction: str) -> float:
+    """Median of a call, after one that does not count."""
+    with torch.set_grad_enabled(direction == "backward"):
+        call = call_of(case, path, direction)
+        call()
+        return statistics.median(timed(call, run.device, calls_on(run.device)) for _ in range(run.rounds))
+
+
 def parse_sizes(text: str) -> list[tuple[int, ...]]:
-    """'1x512x64,1x64x512'."""
+    """--sizes, checked."""
     try:
         sizes = [tuple(map(int, item.split("x"))) for item in text.split(",")]
     except ValueError:
@@ -114,72 +116,39 @@ def parse_sizes(text: str) -> list[tuple[int, ...]]:
     return sizes
 
 
-class Bench:
-    """Measures cases and keeps rows."""
-
-    def __init__(self, repeats: int, csv_path: str | None):
-        self.repeats = repeats
-        self.csv_path = csv_path
-        self.copy_rates: dict[Setting, float] = {}
-
-    def measure(self, setting: Setting, op: str, case: Case, direction: str, path: str) -> None:
-        """One row. The first of a setting must be the copy."""
-        with torch.set_grad_enabled(direction == "backward"):
-            seconds = median_seconds(call_of(case, path, direction), setting.device, self.repeats)
-        moved = case.moved(direction)
-        if op == "copy":
-            self.copy_rates[setting] = moved / seconds
-        share = f"{moved / seconds / self.copy_rates[setting]:.3f}" if moved else ""
-        row = dict(op=op, direction=direction, path=path, n=setting.n, channels=setting.channels, size=setting.size, format=setting.format,
-                   dtype=setting.dtype, mb=f"{case.x.numel() * case.x.element_size() / 1e6:.1f}", device=device_name(setting.device),
-                   ops=custom_ops.mode(), ms=f"{seconds * 1e3:.4f}", bandwidth=share)
-        print(f"{op:16} {direction:8} {path:8} {setting.n} x {setting.channels:3} x {setting.size:3}^2 {setting.format:13} {setting.dtype:8} "
-              f"{seconds * 1e3:10.3f} ms   {share}", flush=True)
-        if self.csv_path is not None:
-            save_rows(self.csv_path, [row])
-
-
-def combinations(sizes: list[tuple[int, ...]], dtypes: list[str], device: torch.device) -> Iterator[Setting]:
-    for dtype in dtypes:
-        for size in sizes:
-            for name in FORMATS:
-                yield Setting(*size, name, dtype, device)
-
-
 @click.command(epilog=examples(__doc__))
-@click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", "dtypes", help=f"{', '.join(DTYPES)}  [default: float32; on CUDA float16, with --large all]", metavar="A,B")
 @click.option("--sizes", help=f"Batch x channels x pixels per side  [default: {SIZES}; with --large {LARGE_SIZES}]", metavar="NxCxS,...")
 @click.option("--large", is_flag=True, help="Tensors of 500 MB and more, in all dtypes: for GPUs")
-@click.option("--backward", is_flag=True, help="Backward passes, too")
-@click.option("--compiled", is_flag=True, help="The definitions under torch.compile, too; the first size and dtype, contiguous")
-@click.option("--threads", default=2, show_default=True, help="CPU threads")
-@click.option("--repeats", default=5, show_default=True)
-@click.option("--seconds", default=3600.0, show_default=True, help="About how long to measure; what does not fit is named")
-@click.option("--csv", "csv_path", help="Append the results to this file", metavar="FILE")
-def main(device: str, dtypes: str | None, sizes: str | None, large: bool, backward: bool, compiled: bool, threads: int, repeats: int, seconds: float,
-         csv_path: str | None) -> None:
-    """Print a row per op, size, memory format, dtype and direction."""
-    end = time.perf_counter() + seconds
-    place = prepare(device, threads)
-    default = ["float32"] if place.type == "cpu" else DTYPES if large else ["float16"]
+@click.option("--backward", is_flag=True, help="Also backward passes")
+@click.option("--compiled", is_flag=True, help="Also the definitions under torch.compile; the first size and dtype, contiguous")
+@session(rounds=5, seconds=3600)
+def main(run: Session, dtypes: str | None, sizes: str | None, large: bool, backward: bool, compiled: bool) -> None:
+    """Print a row per op, size, memory format, dtype and direction; the median counts."""
+    default = ["float32"] if run.device.type == "cpu" else DTYPES if large else ["float16"]
     chosen = default if dtypes is None else dtypes.split(",")
     if not set(chosen) <= set(DTYPES):
         raise click.UsageError(f"--dtype={dtypes}: expected some of {', '.join(DTYPES)}")
-    settings = list(combinations(parse_sizes(sizes or (LARGE_SIZES if large else SIZES)), chosen, place))
-    directions = ["forward", "backward"] if backward else ["forward"]
-    bench = Bench(repeats, csv_path)
+    sizes = parse_sizes(sizes or (LARGE_SIZES if large else SIZES))
+    settings = [Setting(*size, name, dtype) for dtype in chosen for size in sizes for name in FORMATS]
+    copy_rates: dict[Setting, float] = {}
     for path, group in [("ours", settings), ("compiled", settings[:1] if compiled else [])]:
         for setting in group:
-            for op, case in cases(setting).items():
-                for direction in directions:
-                    alone = op == "copy" and (direction == "backward" or path == "compiled")
-                    if alone or (path == "compiled" and case.output == 0):
+            for op, case in cases(setting, run.device).items():
+                for direction in ["forward", "backward"] if backward else ["forward"]:
+                    is_copy = op == "copy"
+                    if is_copy and (direction, path) != ("forward", "ours") or path == "compiled" and case.output == 0:
                         continue
-                    if time.perf_counter() > end:
-                        print(f"{op} {direction} {path} {setting.n}x{setting.channels}x{setting.size} {setting.format} {setting.dtype}: not measured (time)")
+                    row = dict(op=op, direction=direction, path=path, **setting._asdict())
+                    if run.left < 0:
+                        print(*row.values(), "not measured (time)")
                         continue
-                    bench.measure(setting, op, case, direction, path)
+                    seconds, moved = seconds_of(run, case, path, direction), case.moved(direction)
+                    if is_copy:
+                        copy_rates[setting] = moved / seconds
+                    run.keep(dict(row, mb=f"{case.x.numel() * case.x.element_size() / 1e6:.1f}", device=run.device_name,
+                                  ops=custom_ops.mode(), ms=f"{seconds * 1e3:.4f}",
+                                  bandwidth=f"{moved / seconds / copy_rates[setting]:.3f}" if moved else ""))
 
 
 if __name__ == "__main__":

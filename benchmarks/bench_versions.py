@@ -1,13 +1,14 @@
 """Two versions of this project in turns: how much faster does one train than the other?
 
     git worktree add ../before da4d652
-    python benchmarks/bench_versions.py ../before                                             # raycond2-tiny, 32 px, batch 16
-    python benchmarks/bench_versions.py ../before --dcond=pose --no-path-length               # what most of our experiments run
+    python benchmarks/bench_versions.py ../before                                   # raycond2-tiny, 32 px, batch 16
+    python benchmarks/bench_versions.py ../before --dcond=pose --no-path-length     # what most of our experiments run
     python benchmarks/bench_versions.py ../before --resolution=64 --csv=benchmarks/versions.csv
 
-Each version is a process of its own, and they take turns step by step, so that other work on the machine meets both. A round is as many steps as it
-takes until every phase has run as often as it is due. Counted is the CPU time of the process: labels, phases, optimisers, the average of
-G; random images stand for the data. The speedup is the median of the rounds' ratios.
+Each version is a process of its own. They take turns step by step, so that other work on the machine affects both. A
+round is as many steps as it takes until every phase has run as often as it is due. The CPU time of the process counts:
+labels, phases, optimisers, the average of G; random images stand for the data. The speedup is the median of the rounds'
+ratios.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import sys
 from pathlib import Path
 
 import click
-from results import save_rows
+import results
 from timing import ROOT, examples
 
-# Runs in either version, so it uses what both have. A line in: the number of a step to train. A line out: CPU seconds.
+# Runs in either version, so it uses what both have: timing.prepare and training_step.TrainingStep of that version's own
+# benchmarks. A line in: the number of a step to train. A line out: CPU seconds.
 WORKER = """
 import contextlib, json, sys, time
 from dataclasses import fields, replace
@@ -35,7 +37,8 @@ device = prepare("cpu", int(threads))
 from training import presets
 from training_step import TrainingStep
 known = {field.name for field in fields(presets.Preset)}
-presets.PRESETS[cfg] = replace(presets.PRESETS[cfg], **{name: value for name, value in json.loads(wanted).items() if name in known})
+wanted = {name: value for name, value in json.loads(wanted).items() if name in known}
+presets.PRESETS[cfg] = replace(presets.PRESETS[cfg], **wanted)
 step = TrainingStep(cfg, int(resolution), int(batch), device)
 from torch_utils import memory
 settled = getattr(memory, "settled_objects", contextlib.nullcontext)()      # as the training loop, where it does
@@ -54,8 +57,8 @@ class Version:
 
     def __init__(self, folder: Path, *settings: object):
         env = dict(os.environ, OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS=str(settings[3]))
-        self.process = subprocess.Popen([sys.executable, "-c", WORKER, str(folder), *map(str, settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        cwd=folder, env=env, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", WORKER, str(folder), *map(str, settings)], cwd=folder,
+                                        env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.period = int(self._answer())               # steps
 
     def seconds(self, step: int) -> float:
@@ -70,7 +73,8 @@ class Version:
     def _answer(self) -> str:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self.process.args[3]} ended with {self.process.wait()}; its message is above")
+            code, folder = self.process.wait(), self.process.args[3]
+            raise RuntimeError(f"the process of {folder} ended with {code}; its message is above")
         return line
 
 
@@ -84,9 +88,12 @@ class Version:
 @click.option("--threads", default=1, show_default=True, help="CPU threads of each version")
 @click.option("--rounds", default=12, show_default=True, help="Each trains both versions")
 @click.option("--csv", "csv_path", help="Append the result to this file", metavar="FILE")
-def main(before: str, cfg: str, resolution: int, batch: int, dcond: str, path_length: bool, threads: int, rounds: int, csv_path: str | None) -> None:
-    """Compare training in the folder BEFORE with training in this one. Both train the same: presets differ between versions."""
-    same = dict(dcond=dcond, camera_loss=0.0, pl_weight=2.0 if path_length else 0.0, G_reg_interval=4 if path_length else None,
+def main(before: str, cfg: str, resolution: int, batch: int, dcond: str, path_length: bool, threads: int, rounds: int,
+         csv_path: str | None) -> None:
+    """Compare training in the folder BEFORE with training in this one. Both train the same: settings that presets of
+    different versions do not share are set here."""
+    pl_weight, interval = (2.0, 4) if path_length else (0.0, None)
+    same = dict(dcond=dcond, camera_loss=0.0, pl_weight=pl_weight, G_reg_interval=interval,
                 synthesis_kwargs=[["fused_modconv_default", "inference_only"]])
     settings = cfg, resolution, batch, threads, json.dumps(same)
     versions = [Version(Path(before).resolve(), *settings), Version(ROOT, *settings)]
@@ -105,13 +112,12 @@ def main(before: str, cfg: str, resolution: int, batch: int, dcond: str, path_le
         version.close()
     images = period * batch
     ratios = sorted(old / new for old, new in times)
-    row = dict(network=cfg, resolution=resolution, batch=batch, dcond=dcond, path_length=path_length, threads=threads, rounds=rounds,
-               before_images_per_s=f"{images / statistics.median(old for old, _ in times):.1f}",
-               after_images_per_s=f"{images / statistics.median(new for _, new in times):.1f}",
-               speedup=f"{statistics.median(ratios):.3f}", least=f"{ratios[0]:.3f}", most=f"{ratios[-1]:.3f}")
-    print("  ".join(f"{key} {value}" for key, value in row.items()))
-    if csv_path is not None:
-        save_rows(csv_path, [row])
+    results.keep(csv_path, dict(
+        network=cfg, resolution=resolution, batch=batch, dcond=dcond, path_length=path_length, threads=threads,
+        rounds=rounds,
+        before_images_per_s=f"{images / statistics.median(old for old, _ in times):.1f}",
+        after_images_per_s=f"{images / statistics.median(new for _, new in times):.1f}",
+        speedup=f"{statistics.median(ratios):.3f}", least=f"{ratios[0]:.3f}", most=f"{ratios[-1]:.3f}"))
 
 
 if __name__ == "__main__":

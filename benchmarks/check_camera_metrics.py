@@ -7,6 +7,8 @@ docs/metrics.md shows the table that this prints, and how the three files are ma
 
 from __future__ import annotations
 
+import re
+
 import click
 import torch
 
@@ -44,7 +46,8 @@ class RenderedHeads(torch.nn.Module):
             c = camera_for("heads", 1.4 * (share[:, 1] - 0.5), 0.5 * (share[:, 2] - 0.5)).to_label().float()
         if self.fault == "front":
             c = camera_for("heads", torch.zeros(len(z)), torch.zeros(len(z))).to_label()
-        images = render([sample_scene("heads", seed) for seed in scenes], c.numpy(), self.img_resolution)       # uint8 [N, S, S, 3]
+        scenes = [sample_scene("heads", seed) for seed in scenes]
+        images = render(scenes, c.numpy(), self.img_resolution)             # uint8 [N, S, S, 3]
         return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -60,9 +63,10 @@ def main(data: str, pose_regressor: str, embedding: str, samples: int, resolutio
     count = name.removeprefix("pose_error")
     print(f"| renderer | {' | '.join(COLUMNS)} |\n|{' --- |' * (1 + len(COLUMNS))}")
     for fault, title in RenderedHeads.FAULTS.items():
-        results = metric_main.calc_metric(name, G=RenderedHeads(fault, resolution), dataset_kwargs=dataset_kwargs_for(data), device="cpu", progress=False,
-                                          detectors=dict(pose_regressor=pose_regressor, embedding=embedding)).results
-        numbers = [results[column.replace("pose_error", f"pose_error{count}").replace("view_consistency", f"view_consistency{count}")] for column in COLUMNS]
+        results = metric_main.calc_metric(
+            name, G=RenderedHeads(fault, resolution), dataset_kwargs=dataset_kwargs_for(data), device="cpu",
+            progress=False, detectors=dict(pose_regressor=pose_regressor, embedding=embedding)).results
+        numbers = [results[re.sub("pose_error|view_consistency", rf"\g<0>{count}", column)] for column in COLUMNS]
         print(f"| {title} | {' | '.join(f'{number:.3f}' for number in numbers)} |", flush=True)
 
 

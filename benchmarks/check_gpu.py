@@ -53,7 +53,8 @@ def image(kind: str, device: str, half: bool) -> torch.Tensor:
         return networks(kind, device, half)[0](z, c, noise_mode="const")
 
 
-def gradients(kind: str, device: str, half: bool, autocast: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+def gradients(kind: str, device: str, half: bool,
+              autocast: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """(phase, all gradients of its network as one vector)."""
     G, D = networks(kind, device, half)
     z, c, real = inputs(device)
@@ -81,7 +82,7 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> str:
 
 
 @click.command()
-@click.option("--device", help="Where the networks are checked", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 def main(device: str) -> None:
     """Prints how far each path is from the definition of the ops in float32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -1,9 +1,10 @@
-"""Bare convolutions: what PyTorch needs at the least for the convolutions of a pass, counted as they are really run.
+"""Bare convolutions: the least time that PyTorch needs for the convolutions of a pass, counted as they are really run.
 
-A convolution ties three tensors together: input x, kernels w, output y. Whatever autograd asks for, in a first or a second backward
-pass, is one of the three computed from the other two; `Convolution` says which and in which shape. Each counts with the fastest of
-the ways there are to compute it, its operands ready in the memory format which that way likes: both memory formats; for x also as a
-plain convolution with turned kernels, and with stride 2 as four sub-pixel convolutions; kernels of one pixel also as matrix products.
+A convolution connects three tensors: input x, kernels w, output y. Whatever autograd asks for, in a first or a second
+backward pass, is one of the three, computed from the other two. `Convolution` says which one, and in which shape. Each
+counts with the fastest way to compute it, with operands in the memory format that suits that way: both memory formats;
+for x also a plain convolution with turned kernels and, with stride 2, four sub-pixel convolutions; for kernels of one
+pixel also a matrix product.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch_utils.ops import conv2d_gradfix  # noqa: F401    (registers the opera
 FORMATS = (torch.contiguous_format, torch.channels_last)
 SHORT_S = 0.02                          # calls shorter than this are repeated
 LEAST_PIXELS = 16                       # of a product that stands for a convolution; cameras make smaller ones
-LARGEST_KERNEL = 3                      # of the networks here; a larger one is an output's gradient in the kernel's place
+LARGEST_KERNEL = 3                      # of the networks here; larger: an output's gradient in the kernel's place
 
 Shape = tuple[int, int, int, int]
 
@@ -54,17 +55,19 @@ class Convolution(NamedTuple):
 def transposed(y: Shape, outputs: int, kernel: int, stride: int, dtype: torch.dtype = torch.float32) -> Convolution:
     """The transposed convolution that makes [N, outputs, (H - 1) stride + kernel, ...] of `y` [N, I, H, W]."""
     N, I, *size = y
-    return Convolution("x", (N, outputs, *((side - 1) * stride + kernel for side in size)), (I, outputs, kernel, kernel), stride, dtype=dtype)
+    x = (N, outputs, *((side - 1) * stride + kernel for side in size))
+    return Convolution("x", x, (I, outputs, kernel, kernel), stride, dtype=dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Counting.
 
 class Recorder(TorchDispatchMode):
-    """Counts the convolutions that run while it is active, below autograd: forward, backward, backward of the backward pass.
+    """Counts the convolutions that run while it is active, below autograd: forward, backward, second backward passes.
 
-    Convolutions with one channel are FIR filters, which are no work of the bare network, and left out. Samples that got kernels of
-    their own, as groups of one wide sample, count as samples with shared kernels; so do ToRGB's matrix products, whose pixels count as one row.
+    Convolutions with one channel are FIR filters, which are not the network's own work, and left out. Samples that
+    got kernels of their own, as groups of one wide sample, count as samples with shared kernels; so do ToRGB's matrix
+    products, whose pixels count as one row.
     """
 
     def __init__(self) -> None:
@@ -76,12 +79,13 @@ class Recorder(TorchDispatchMode):
         if func is aten.convolution.default:
             x, w, _, stride, padding, dilation, is_transposed, _, groups = args
             if not _is_filter(w, groups):
-                self._add(_forward(tuple(x.shape), tuple(w.shape), stride[0], tuple(padding), dilation[0], is_transposed, groups, x.dtype))
+                self._add(_forward(_shape(x), _shape(w), stride[0], tuple(padding), dilation[0], is_transposed, groups,
+                                   x.dtype))
         elif func is aten.convolution_backward.default:
             gradient, x, w, _, stride, padding, _, is_transposed, _, groups, mask = args
-            shapes = tuple(gradient.shape), tuple(x.shape), tuple(w.shape)
             for wanted in () if _is_filter(w, groups) else [name for name, needed in zip("xw", mask) if needed]:
-                self._add(_backward(wanted, *shapes, stride[0], tuple(padding), is_transposed, groups, x.dtype))
+                self._add(_backward(wanted, *map(_shape, (gradient, x, w)), stride[0], tuple(padding), is_transposed,
+                                    groups, x.dtype))
         elif func in _STRIDED:
             self._add(_STRIDED[func](*args))
         elif func is aten.bmm.default and args[1].shape[2] >= LEAST_PIXELS:
@@ -97,24 +101,31 @@ def _shape(tensor: torch.Tensor) -> Shape:
     return tuple(tensor.shape)
 
 
-# This project's own operators.
-def _strided(wanted: str, x: Shape, w: Shape, stride: int, padding: Any, dtype: torch.dtype) -> Convolution:
-    return Convolution(wanted, x, w, stride, tuple(padding), dtype)
+# This project's own operators: (arguments) -> what they compute.
+
+def _down(x: torch.Tensor, w: torch.Tensor, stride: int, padding: Any = (0, 0)) -> Convolution:
+    return Convolution("y", _shape(x), _shape(w), stride, tuple(padding), x.dtype)
+
+
+def _up(y: torch.Tensor, w: torch.Tensor, stride: int, size: Any, padding: Any = (0, 0)) -> Convolution:
+    return Convolution("x", (len(y), w.shape[1], *size), _shape(w), stride, tuple(padding), y.dtype)
+
+
+def _taps(x: torch.Tensor, y: torch.Tensor, stride: int, kernel: Any, padding: Any = (0, 0)) -> Convolution:
+    return Convolution("w", _shape(x), (y.shape[1], x.shape[1], *kernel), stride, tuple(padding), x.dtype)
 
 
 _STRIDED = {
-    torch.ops.raycond.strided_conv_down.default: lambda x, w, stride, padding=(0, 0): _strided("y", _shape(x), _shape(w), stride, padding, x.dtype),
-    torch.ops.raycond.strided_conv_up.default: lambda y, w, stride, size, padding=(0, 0): _strided("x", (len(y), w.shape[1], *size), _shape(w), stride,
-                                                                                                   padding, y.dtype),
-    torch.ops.raycond.strided_conv_taps.default: lambda x, y, stride, kernel, padding=(0, 0): _strided("w", _shape(x), (y.shape[1], x.shape[1], *kernel),
-                                                                                                       stride, padding, x.dtype),
+    torch.ops.raycond.strided_conv_down.default: _down,
+    torch.ops.raycond.strided_conv_up.default: _up,
+    torch.ops.raycond.strided_conv_taps.default: _taps,
 }
 
 
 def _product(left: tuple[int, ...], right: tuple[int, ...], dtype: torch.dtype) -> Convolution:
     """[N, O, I] of a ToRGB layer times pixels [N, I, P], or either's gradient."""
     N, rows, depth = left
-    if depth < rows:                                            # the few outputs are summed over: the gradient of the pixels
+    if depth < rows:                                            # sums over the few outputs: the gradient of the pixels
         return Convolution("x", (N, rows, 1, right[2]), (depth, rows, 1, 1), dtype=dtype)
     return Convolution("y", (N, depth, 1, right[2]), (rows, depth, 1, 1), dtype=dtype)
 
@@ -127,19 +138,19 @@ def _is_filter(w: torch.Tensor, groups: int) -> bool:
 def _forward(x: Shape, w: Shape, stride: int, padding: tuple[int, int], dilation: int, is_transposed: bool, groups: int,
              dtype: torch.dtype) -> Convolution:
     x, w = _without_groups(x, w, groups, is_transposed)
-    if is_transposed:                                           # its w is [I, O, k, k], and its input the y of a convolution
+    if is_transposed:                                           # its w is [I, O, k, k], its input a convolution's y
         size = [(side - 1) * stride + k - 2 * pad for side, k, pad in zip(x[2:], w[2:], padding)]
         return Convolution("x", (x[0], w[1], *size), w, stride, padding, dtype)
-    if max(w[2:]) > LARGEST_KERNEL:                             # autograd's second derivatives: kernels' gradients from exchanged axes
+    if max(w[2:]) > LARGEST_KERNEL:                             # second derivatives: w's gradient, by exchanged axes
         (I, N, *size), (O, _, *output) = x, w
         kernel = [side + 2 * pad - (n - 1) * dilation for side, n, pad in zip(size, output, padding)]
-        kernel = [min(k, LARGEST_KERNEL) for k in kernel]       # rows that a stride leaves over at the border are cut off later
+        kernel = [min(k, LARGEST_KERNEL) for k in kernel]       # a stride's spare rows at the border are cut off later
         return Convolution("w", (N, I, *size), (O, I, *kernel), dilation, padding, dtype)
     return Convolution("y", x, w, stride, padding, dtype)
 
 
-def _backward(wanted: str, gradient: Shape, x: Shape, w: Shape, stride: int, padding: tuple[int, int], is_transposed: bool, groups: int,
-              dtype: torch.dtype) -> Convolution:
+def _backward(wanted: str, gradient: Shape, x: Shape, w: Shape, stride: int, padding: tuple[int, int],
+              is_transposed: bool, groups: int, dtype: torch.dtype) -> Convolution:
     if is_transposed:                                           # the gradient has the place of x, the input that of y
         gradient, w = _without_groups(gradient, w, groups, False)
         return Convolution(dict(x="y", w="w")[wanted], gradient, w, stride, padding, dtype)
@@ -199,18 +210,20 @@ def _pointwise(conv: Convolution, tensors: Tensors) -> Callable[[], torch.Tensor
     """A kernel of one pixel: a matrix product over pixels or channels."""
     O, I = conv.w[:2]
     pixels = conv.x[0] * conv.x[2] * conv.x[3]
-    x, w, y = (tensors.get((1, 1, *shape), conv.dtype, torch.contiguous_format)[0, 0] for shape in ((pixels, I), (O, I), (pixels, O)))
+    x, w, y = (tensors.get((1, 1, *shape), conv.dtype, torch.contiguous_format)[0, 0]
+               for shape in ((pixels, I), (O, I), (pixels, O)))
     return dict(y=lambda: x @ w.t(), x=lambda: y @ w, w=lambda: y.t() @ x)[conv.wanted]
 
 
-def _input_ways(conv: Convolution, y: torch.Tensor, w: torch.Tensor, make: Callable[[Shape], torch.Tensor]) -> dict[str, Callable[[], Any]]:
+def _input_ways(conv: Convolution, y: torch.Tensor, w: torch.Tensor,
+                make: Callable[[Shape], torch.Tensor]) -> dict[str, Callable[[], Any]]:
     """x from y by convolutions: one with turned kernels where nothing is skipped, four sub-pixel ones with stride 2."""
     O, I, kh, kw = conv.w
     if conv.stride == 1:
         turned = make((I, O, kh, kw))
         padding = [kh - 1 - conv.padding[0], kw - 1 - conv.padding[1]]
         return {"turned": lambda: F.conv2d(y, turned, padding=padding)} if min(padding) >= 0 else {}
-    calls: dict[str, Callable[[], Any]] = {"transposed": lambda: F.conv_transpose2d(y, w, stride=conv.stride, padding=conv.padding)}
+    calls = {"transposed": lambda: F.conv_transpose2d(y, w, stride=conv.stride, padding=conv.padding)}
     if conv.stride == 2 and conv.padding == (0, 0) and min(kh, kw) >= 2:
         parts = [make((I, O, a, b)) for a in ((kh + 1) // 2, kh // 2) for b in ((kw + 1) // 2, kw // 2)]
         calls["phases"] = lambda: [F.conv2d(y, part, padding=[n - 1 for n in part.shape[2:]]) for part in parts]
@@ -239,9 +252,7 @@ class BareConvolutions:
 
     def _fastest(self, call: Callable[[], Any]) -> float:
         """Seconds. Short calls, which other work on the machine can stretch many times over, are repeated."""
-        first = timed(call, self.device)
-        return first if first > SHORT_S and self.device.type == "cpu" else min(timed(call, self.device, self._calls) for _ in range(3))
-
-    @property
-    def _calls(self) -> int:
-        return 5 if self.device.type == "cuda" else 1
+        on_cpu, first = self.device.type == "cpu", timed(call, self.device)
+        if first > SHORT_S and on_cpu:
+            return first
+        return min(timed(call, self.device, 1 if on_cpu else 5) for _ in range(3))

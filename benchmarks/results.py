@@ -1,4 +1,4 @@
-"""Where the scripts here keep what they measured: CSV files beside them, a row for each result, with what it takes to make it again."""
+"""Where the scripts here keep what they measured: CSV files beside them, a row per result, with how to repeat it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from dnnlib.util import open_whole
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
-def save_rows(path: str, rows: list[dict[str, Any]]) -> None:
-    """Appends what this very command measured, with machine, versions, date and commit."""
-    append_rows(path, [dict(row, **circumstances()) for row in rows])
+def keep(path: str | None, *rows: dict[str, Any]) -> None:
+    """Prints rows that this command measured and, if a path is given, appends them with machine, date and so on."""
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    if path is not None:
+        append_rows(path, [dict(row, **circumstances()) for row in rows])
 
 
 def append_rows(path: str, rows: list[dict[str, Any]]) -> None:
-    """Rows of before keep their place, columns that one side lacks stay empty."""
-    if os.path.exists(path):
-        with open(path, newline="", encoding="utf-8") as stream:
-            rows = [*csv.DictReader(stream), *rows]
+    """Earlier rows keep their place; columns that one side lacks stay empty."""
+    rows = [*read_rows(path), *rows]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with open_whole(path, text=True) as stream:
         writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
@@ -35,11 +36,20 @@ def append_rows(path: str, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def read_rows(path: str) -> list[dict[str, str]]:
+    """Of a file that may not exist."""
+    if not os.path.exists(path):
+        return []
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
 def circumstances() -> dict[str, str]:
     """Machine, versions, date, commit and command."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_FOLDER, capture_output=True, text=True).stdout.strip()
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=_FOLDER, capture_output=True, text=True)
     command = shlex.join(["python", os.path.join("benchmarks", os.path.basename(sys.argv[0])), *sys.argv[1:]])
-    return dict(machine=f"{_cpu()}, {os.cpu_count()} cores", torch=torch.__version__, date=datetime.date.today().isoformat(), commit=commit, command=command)
+    return dict(machine=f"{_cpu()}, {os.cpu_count()} cores", torch=torch.__version__,
+                date=datetime.date.today().isoformat(), commit=git.stdout.strip(), command=command)
 
 
 def _cpu() -> str:

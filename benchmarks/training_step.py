@@ -1,4 +1,4 @@
-"""A training run without data: the networks, loss and phases that train.py would make, fed with random images and true cameras."""
+"""A training run without data: networks, loss and phases as train.py makes them, random images, true cameras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from convolutions import Convolution, Recorder
 import dnnlib
 from camera_utils import camera_for
 from training import config as cfg
-from training.phases import Batch, Phase, Stepper, make_phases, update_weights
+from training.phases import Batch, Stepper, make_phases, update_weights
 from training.training_loop import make_networks, set_backends
 
 ITEMS = 64                              # labels to draw from
@@ -34,7 +34,8 @@ class Cameras:
 class TrainingStep:
     """The phases of a preset on random tensors."""
 
-    def __init__(self, preset: str, resolution: int, batch: int | None, device: torch.device, batch_gpu: int | None = None, **options: object):
+    def __init__(self, preset: str, resolution: int, batch: int | None, device: torch.device,
+                 batch_gpu: int | None = None, **options: object):
         """batch: None = the preset's. options: of training.config.Options, such as bf16."""
         self.options = cfg.Options(outdir="", data="", cfg=preset, batch=batch, batch_gpu=batch_gpu, **options)
         info = cfg.DataInfo("random", ITEMS, resolution, num_channels=3, label_dim=25, has_camera_labels=True)
@@ -43,10 +44,13 @@ class TrainingStep:
         self.batch_size = config.batch_size
         set_backends(config, device)
         self.G, self.D, self.ema = make_networks(config, device)
-        loss = dnnlib.util.construct_class_by_name(device=device, G=self.G, D=self.D, augment_pipe=None, **config.loss_kwargs)
-        phases = make_phases(self.G, self.D, config.G_opt_kwargs, config.D_opt_kwargs, config.G_reg_interval, config.D_reg_interval)
+        loss = dnnlib.util.construct_class_by_name(
+            device=device, G=self.G, D=self.D, augment_pipe=None, **config.loss_kwargs)
+        phases = make_phases(self.G, self.D, config.G_opt_kwargs, config.D_opt_kwargs,
+                             config.G_reg_interval, config.D_reg_interval)
         cameras = Cameras()
-        self.stepper = Stepper(phases, loss, cameras, config.batch_size, config.batch_size // config.batch_gpu, self.G.z_dim, config.random_seed, device)
+        self.stepper = Stepper(phases, loss, cameras, config.batch_size, config.batch_size // config.batch_gpu,
+                               self.G.z_dim, config.random_seed, device)
         images = torch.rand([config.batch_size, 3, resolution, resolution], device=device) * 2 - 1
         self.batch = Batch(images, torch.from_numpy(cameras.labels[np.arange(config.batch_size) % ITEMS]).to(device))
 
@@ -57,12 +61,10 @@ class TrainingStep:
 
     def run(self, name: str) -> None:
         """One phase with its optimiser's step."""
-        self._accumulate(name)
-        update_weights(self._phase(name))
-
-    def update_average(self) -> None:
-        """What follows the phases."""
-        self.ema.update(self.G, cur_nimg=10 ** 6, batch_size=self.batch_size)
+        phases = self.stepper.phases
+        index = [phase.name for phase in phases].index(name)
+        self.stepper.accumulate(index, 0, self.batch, cur_nimg=0)
+        update_weights(phases[index])
 
     def recorded_run(self, name: str) -> collections.Counter[Convolution]:
         """The same; returns what the phase convolved."""
@@ -70,10 +72,6 @@ class TrainingStep:
             self.run(name)
         return recorder.counts
 
-    def _phase(self, name: str) -> Phase:
-        return next(phase for phase in self.stepper.phases if phase.name == name)
-
-    def _accumulate(self, name: str) -> None:
-        index = [phase.name for phase in self.stepper.phases].index(name)
-        self.stepper.accumulate(index, 0, self.batch, cur_nimg=0)
-
+    def update_average(self) -> None:
+        """What follows the phases."""
+        self.ema.update(self.G, cur_nimg=10 ** 6, batch_size=self.batch_size)
