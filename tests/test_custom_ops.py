@@ -1,6 +1,7 @@
 """The loader: one build for many processes, killed builds, failing compilers, RAYCOND_OPS. The compiler is a stand-in."""
 
 import ctypes
+import inspect
 import multiprocessing
 import os
 import platform
@@ -15,7 +16,7 @@ import torch
 
 import dnnlib
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act
+from torch_utils.ops import backends, bias_act, filtered_lrelu, modulate, upfirdn2d
 
 # Speaks nvcc's language as far as the loader does, logs each call, and lets the host compiler do the work.
 FAKE_NVCC = """#!/bin/sh
@@ -211,6 +212,36 @@ def test_unknown_mode_is_the_users_mistake(monkeypatch, value):
     monkeypatch.setenv("RAYCOND_OPS", value)
     with pytest.raises(dnnlib.UserError, match=f"RAYCOND_OPS={value}: expected one of auto, native, reference"):
         bias_act.bias_act(torch.zeros([1, 2]))
+
+
+@needs_gxx
+def test_one_choice_of_the_path(stand_in, tmp_path, monkeypatch):
+    """What the caller wants comes first, then what the op takes, then whether there is a library."""
+    x = torch.zeros([1])
+    asked = []
+
+    def choose(op="answer", takes=True, **kwargs):
+        return backends.choose(op, x, lambda: asked.append(1) or takes, **kwargs)
+
+    assert choose(impl="ref") == "reference" and not asked
+    assert choose() == choose(impl="cuda") == "plain" and choose(always=True) == "operator" and choose(takes=False, always=True) == "plain"
+    assert len(asked) == 4
+    assert torch.func.vmap(lambda y: y + (choose(always=True) == "plain"))(x).item() == 1 and len(asked) == 4
+    custom_ops.declare(custom_ops.Plugin("cpu_answer", (), cpu_sources=(tmp_path / "answer.cpp",)))
+    (tmp_path / "answer.cpp").write_text('extern "C" int answer() { return 42; }')
+    assert choose("cpu_answer") == "operator"
+    monkeypatch.setenv("RAYCOND_OPS", "reference")
+    assert choose("cpu_answer") == "reference"
+    with pytest.raises(AssertionError, match="impl 'cpu'"):
+        choose(impl="cpu")
+
+
+def test_cuda_is_only_asked_for_where_there_is_a_cuda_kernel():
+    """StyleGAN3's functions have impl='cuda' as their default; the ops that only CPUs have do not."""
+    defaults = {fn.__name__: inspect.signature(fn).parameters["impl"].default
+                for fn in (bias_act.bias_act, upfirdn2d.upfirdn2d, filtered_lrelu.filtered_lrelu, modulate.modulate, modulate.demodulation)}
+    assert defaults == dict(bias_act="cuda", upfirdn2d="cuda", filtered_lrelu="cuda", modulate="auto", demodulation="auto")
+    assert not custom_ops._plugins["modulate"].sources
 
 
 def test_cpu_never_builds(stand_in, tmp_path):

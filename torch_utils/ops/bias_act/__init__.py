@@ -13,6 +13,7 @@ from torch_utils.ops.bias_act.reference import Settings, activation_funcs
 __all__ = ["activation_funcs", "bias_act", "scaled_bias_act"]
 
 backends.declare("bias_act", Path(__file__).parent, cuda="bias_act.cu", cpu="bias_act_cpu.cpp")
+_PATHS = dict(reference=reference, operator=operator, plain=plain)
 
 
 def bias_act(
@@ -64,8 +65,7 @@ def scaled_bias_act(
         "bias_act", x, lambda: cpu.takes(x, settings) if on_cpu else operator.takes(x, b, settings), impl)
     if on_cpu and path == "operator":
         return cpu.bias_act(x, b, scale, noise, settings, inplace)
-    paths = dict(reference=reference, operator=operator, plain=plain)
-    return paths[path].bias_act(_scale_and_add(x, scale, noise), b, settings)
+    return _PATHS[path].bias_act(_scale_and_add(x, scale, noise), b, settings)
 
 
 def _check_tensors(x: Tensor, b: Tensor | None, dim: int, scale: Tensor | None, noise: Tensor | None) -> None:

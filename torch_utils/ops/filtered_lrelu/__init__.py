@@ -17,6 +17,7 @@ from torch_utils.ops.upfirdn2d.reference import edges, filter_size
 __all__ = ["filtered_lrelu"]
 
 backends.declare("filtered_lrelu", Path(__file__).parent, cuda="filtered_lrelu.cu", cpu="filtered_lrelu_cpu.cpp")
+_PATHS = dict(reference=reference, operator=operator, plain=plain)
 
 
 def filtered_lrelu(
@@ -58,4 +59,4 @@ def filtered_lrelu(
 
     path = backends.choose("filtered_lrelu", x, lambda: operator.takes(x, fu, fd, settings), impl,
                            always=x.device.type in operator.WITHOUT_NATIVE)
-    return dict(reference=reference, operator=operator, plain=plain)[path].filtered_lrelu(x, fu, fd, b, settings)
+    return _PATHS[path].filtered_lrelu(x, fu, fd, b, settings)

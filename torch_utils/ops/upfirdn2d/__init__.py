@@ -16,6 +16,7 @@ from torch_utils.ops.upfirdn2d.reference import Settings, edges, filter_size, pa
 __all__ = ["downsample2d", "filter2d", "setup_filter", "upfirdn2d", "upsample2d"]
 
 backends.declare("upfirdn2d", Path(__file__).parent, cuda="upfirdn2d.cu", cpu="upfirdn2d_cpu.cpp")
+_PATHS = dict(reference=reference, operator=operator, plain=plain)
 SEPARABLE_FROM = 8      # taps from which two one-dimensional passes beat one two-dimensional filter
 
 
@@ -69,7 +70,7 @@ def upfirdn2d(
     assert min(result_size(x, f, settings)) >= 1, \
         f"x {list(x.shape)} with up {settings.up} and padding {settings.padding} is smaller than the {fh} x {fw} filter"
     path = backends.choose("upfirdn2d", x, lambda: operator.takes(x, f), impl, always=x.device.type == "cpu")
-    return dict(reference=reference, operator=operator, plain=plain)[path].upfirdn2d(x, f, settings)
+    return _PATHS[path].upfirdn2d(x, f, settings)
 
 
 def filter2d(
