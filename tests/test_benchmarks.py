@@ -21,7 +21,7 @@ FOLDER = ROOT / "benchmarks"
 
 
 def run(script, *args, env=None):
-    result = subprocess.run([sys.executable, str(FOLDER / script), *args], cwd=ROOT, capture_output=True, text=True, timeout=120,
+    result = subprocess.run([sys.executable, str(FOLDER / script), *args], cwd=ROOT, capture_output=True, text=True, timeout=180,
                             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
