@@ -18,8 +18,7 @@ from dnnlib import UserError, cli
 from dnnlib.util import naming, run_program
 from torch_utils import memory
 from torch_utils.distributed import choose_device
-from training.image_grid import save_image, save_image_grid
-from training.snapshots import to_uint8
+from training.run.snapshots import save_image, save_image_grid, to_uint8
 
 MAX_SEED = 2 ** 32 - 1
 PIXELS_PER_PASS = 2 ** 22                # images per pass = this / resolution^2, at most 16

@@ -20,7 +20,7 @@ import camera_utils
 import legacy
 from gen_images import PIXELS_PER_PASS
 from torch_utils.distributed import choose_device
-from training.snapshots import to_uint8
+from training.run.snapshots import to_uint8
 
 __all__ = ["explore", "generate", "latent", "layout_grid", "load_network", "make_sheet", "show"]
 

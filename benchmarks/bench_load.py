@@ -37,7 +37,7 @@ print(json.dumps(dict(seconds=time.perf_counter() - begin, peak_bytes=memory('Vm
 def write_files(folder: str, resolution: int, channel_base: int) -> tuple[dict[str, str], int]:
     """The snapshot and the same tensors by torch.save: (paths, bytes of the tensors)."""
     from torch_utils import misc, persistence
-    from training.discriminator import Discriminator
+    from training.networks.discriminator import Discriminator
     from training.networks_raycond2 import Generator
 
     common = dict(c_dim=25, img_resolution=resolution, img_channels=3, channel_base=channel_base)

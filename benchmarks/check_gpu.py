@@ -16,8 +16,8 @@ import torch
 
 import camera_utils
 from training import networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3
-from training.discriminator import Discriminator
 from training.loss import StyleGAN2Loss
+from training.networks.discriminator import Discriminator
 
 KINDS = {
     "stylegan2":   (networks_stylegan2, {}),

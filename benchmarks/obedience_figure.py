@@ -17,7 +17,7 @@ from camera_utils import Camera
 from dnnlib import UserError, cli
 from dnnlib.util import open_whole, run_program
 from metrics.camera_metrics import gaze_rad
-from training.snapshots import to_uint8
+from training.run.snapshots import to_uint8
 
 YAWS = np.linspace(-0.7, 0.7, 15)        # [rad]
 PITCHES = np.linspace(-0.25, 0.25, 11)   # [rad]

@@ -10,8 +10,8 @@ from convolutions import Convolution, Recorder
 
 import dnnlib
 from camera_utils import camera_for
-from training import config as cfg
-from training.phases import Batch, Stepper, make_phases, update_weights
+from training.run import config as cfg
+from training.run.phases import Batch, Stepper, make_phases, update_weights
 from training.training_loop import make_networks, set_backends
 
 ITEMS = 64                              # labels to draw from
@@ -36,7 +36,7 @@ class TrainingStep:
 
     def __init__(self, preset: str, resolution: int, batch: int | None, device: torch.device,
                  batch_gpu: int | None = None, **options: object):
-        """batch: None = the preset's. options: of training.config.Options, such as bf16."""
+        """batch: None = the preset's. options: of training.run.config.Options, such as bf16."""
         self.options = cfg.Options(outdir="", data="", cfg=preset, batch=batch, batch_gpu=batch_gpu, **options)
         info = cfg.DataInfo("random", ITEMS, resolution, num_channels=3, label_dim=25, has_camera_labels=True)
         config = self.config = cfg.build_config(self.options, cfg.preset_of(self.options), info).config

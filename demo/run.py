@@ -22,7 +22,7 @@ from camera_utils import Camera, Orbit
 from dnnlib import UserError, cli
 from dnnlib.util import format_time, run_program
 from metrics.detectors.pose_regressor import angles_deg, viewing_directions
-from training.snapshots import to_uint8
+from training.run.snapshots import to_uint8
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HEADS = os.path.join(ROOT, "checkpoints", "raycond2-heads-32x32.pkl")

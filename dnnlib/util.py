@@ -112,9 +112,17 @@ def closest(name: str, names: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Objects from names. A configuration stores `class_name="training.loss.StyleGAN2Loss"` beside the arguments.
 
+# Classes that moved: their name in older network files and configurations -> their name today.
+RENAMED = {f"training.{old}.{name}": f"training.networks.{new}.{name}" for old, new, names in (
+    ("discriminator",   "discriminator",    "Discriminator DiscriminatorBlock DiscriminatorEpilogue MinibatchStdLayer"),
+    ("layers",          "generator",        "MappingNetwork"),
+    ("layers",          "layers",           "Conv2dLayer FullyConnectedLayer"),
+) for name in names.split()}
+
+
 def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
     """'package.module.object[.attribute]' -> the module, the rest of the name. Raises ImportError."""
-    parts = re.sub(r"^np\.", "numpy.", obj_name).split(".")
+    parts = re.sub(r"^np\.", "numpy.", RENAMED.get(obj_name, obj_name)).split(".")
     for split in range(len(parts), 0, -1):
         module_name, rest = ".".join(parts[:split]), ".".join(parts[split:])
         try:

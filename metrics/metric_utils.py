@@ -28,7 +28,7 @@ from metrics.detectors.dataset import CHUNK, read_chunks
 from metrics.detectors.features import FeatureStats, cached_path, read_cache, write_cache
 from metrics.detectors.kinds import stem_of
 from metrics.options import MetricOptions, ProgressMonitor
-from training.snapshots import to_uint8
+from training.run.snapshots import to_uint8
 
 __all__ = ["Batch", "FeatureStats", "MetricOptions", "ProgressMonitor", "broadcast_object", "check_reals",
            "compute_feature_stats_for_dataset", "compute_feature_stats_for_generator", "count_broken", "gather_rows",

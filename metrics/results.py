@@ -12,7 +12,7 @@ from typing import Any
 
 from dnnlib.util import UserError, open_whole, parse_json
 from metrics.table import find_metric
-from training.training_state import images_of
+from training.run.state import images_of
 
 Curve = list[tuple[float, float]]
 

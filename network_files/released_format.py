@@ -120,7 +120,7 @@ def translate(part: Part) -> dict[str, Any]:
     if part.class_name == "Generator":
         module, kwargs = _describe_generator(part)
     else:
-        module, kwargs = "training.discriminator", _describe_discriminator(part)
+        module, kwargs = "training.networks.discriminator", _describe_discriminator(part)
     return _meta(f"{module}.{part.class_name}", kwargs, part.tensors(), part)
 
 

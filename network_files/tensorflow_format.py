@@ -304,7 +304,7 @@ class _Generator(_Reader):
 
 
 class _Discriminator(_Reader):
-    class_name = "training.discriminator.Discriminator"
+    class_name = "training.networks.discriminator.Discriminator"
 
     def init_kwargs(self) -> dict[str, Any]:
         top = f"{self.resolution}x{self.resolution}"

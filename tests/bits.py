@@ -24,7 +24,7 @@ import test_networks  # noqa: E402
 from helpers import DATA, load_golden  # noqa: E402
 
 import legacy  # noqa: E402
-from training.discriminator import Discriminator  # noqa: E402
+from training.networks.discriminator import Discriminator  # noqa: E402
 
 
 def labels(module: torch.nn.Module, count: int) -> torch.Tensor:

@@ -21,8 +21,8 @@ from torch_utils.ops.modulate import cpu as modulate_cpu  # noqa: E402
 from torch_utils.ops.upfirdn2d import cpu as upfirdn2d_cpu  # noqa: E402
 from training import networks_raycond2, networks_raycond3  # noqa: E402
 from training.augment import AugmentPipe  # noqa: E402
-from training.discriminator import Discriminator  # noqa: E402
 from training.loss import StyleGAN2Loss  # noqa: E402
+from training.networks.discriminator import Discriminator  # noqa: E402
 
 F = torch.float32
 

@@ -14,10 +14,10 @@ import legacy
 from network_files import known_names, released_format
 from torch_utils import persistence
 from training.augment import AugmentPipe
-from training.augment.padding import pad_reflected
-from training.augment.wavelets import octave_filters, symlet
+from training.augment.image_space import octave_filters, symlet
+from training.augment.transforms import pad_reflected
 from training.presets import AUGMENTATIONS
-from training.randomness import AugmentDraws
+from training.run.randomness import AugmentDraws
 
 GOLDEN = load_golden("augment.npz")
 CASES = [json.loads(str(case)) for case in GOLDEN["cases"]]

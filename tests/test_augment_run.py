@@ -13,13 +13,13 @@ from test_distributed import first_gradients, make_stepper
 import legacy
 import train
 from torch_utils import distributed, training_stats
-from training.ada import AdaptiveStrength, FixedStrength, NoAugmentation, make_augmentation
 from training.augment import AugmentPipe
 from training.loss import StyleGAN2Loss
-from training.phases import Batch
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS
-from training.randomness import PhaseRandom
-from training.status import read_stats
+from training.run.ada import AdaptiveStrength, FixedStrength, NoAugmentation, make_augmentation
+from training.run.phases import Batch
+from training.run.randomness import PhaseRandom
+from training.run.status import read_stats
 
 
 def run(*args):

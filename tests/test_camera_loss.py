@@ -14,11 +14,10 @@ from toy_views import draw_toy, toy_labels
 import legacy
 import train
 from torch_utils import persistence
-from training.camera_predictor import CameraPredictor
-from training.discriminator import Discriminator
 from training.loss import StyleGAN2Loss
+from training.networks.discriminator import CameraPredictor, Discriminator
+from training.networks.transfer import compare
 from training.networks_raycond2 import Generator
-from training.transfer import compare
 
 SMALL_D = dict(c_dim=25, img_resolution=16, img_channels=3, channel_base=128, channel_max=16)
 

@@ -7,9 +7,9 @@ from helpers import run_train
 
 from camera_utils import camera_for
 from dnnlib.util import construct_class_by_name
-from training import config as cfg
-from training.checkpointing import BLOCKS, checkpoint_activations
-from training.phases import make_phases
+from training.networks.checkpointing import BLOCKS, checkpoint_activations
+from training.run import config as cfg
+from training.run.phases import make_phases
 from training.training_loop import make_networks
 
 KWARGS = dict(outdir="", data="", cbase=128, cmax=16, batch=4, mbstd_group=2)

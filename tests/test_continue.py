@@ -24,8 +24,9 @@ import train
 from dnnlib import EasyDict
 from metrics.results import read_curves
 from torch_utils import signals
-from training import continuing, training_state
-from training.status import Status, read_stats
+from training.run import resume
+from training.run import state as training_state
+from training.run.status import Status, read_stats
 
 ROOT = Path(__file__).parent.parent
 ADA = ["--aug=ada", "--p=0.3", "--mirror=1", "--tick=0.016", "--snap=1"]
@@ -187,7 +188,7 @@ def test_requests_and_kills_of_two_processes(camera_zip, tmp_path):
 SLOW_WRITER = """
 import sys, time
 import dnnlib.util
-import torch_utils.persistence, training.training_state
+import torch_utils.persistence, training.run.state
 whole = dnnlib.util.open_whole
 class Slow:
     def __init__(self, stream): self.stream = stream
@@ -200,11 +201,11 @@ import contextlib
 def slow(path, text=False):
     with whole(path, text) as stream:
         yield Slow(stream)
-torch_utils.persistence.open_whole = training.training_state.open_whole = slow
-import training.snapshots, training.status
-training.snapshots.ImageSnapshots.save_fakes = lambda *args: None       # pictures are not what is tested here, and take long
-training.status._tensorboard_writer = lambda *args: None
-training.status.save_curves = lambda *args: None
+torch_utils.persistence.open_whole = training.run.state.open_whole = slow
+import training.run.snapshots, training.run.status
+training.run.snapshots.ImageSnapshots.save_fakes = lambda *args: None       # pictures are not what is tested here, and take long
+training.run.status._tensorboard_writer = lambda *args: None
+training.run.status.save_curves = lambda *args: None
 import train
 train.main()
 """
@@ -378,10 +379,10 @@ def at_tick(monkeypatch, tick, action):
     """Calls `action` before the line of that tick is printed."""
     printed = Status.print_tick
 
-    def print_tick(self, augment_p, step):
-        if self.tick == tick:
+    def print_tick(self, augment_p):
+        if self.counters.tick == tick:
             action()
-        printed(self, augment_p, step)
+        printed(self, augment_p)
 
     monkeypatch.setattr(Status, "print_tick", print_tick)
 
@@ -469,7 +470,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
              "metric-fid8.jsonl": dict(results=dict(fid8=2.0), snapshot_pkl="network-snapshot-000004.pkl")}
     for name, document in files.items():
         (folder / name).write_text(json.dumps(document) + "\n", encoding="utf-8-sig")
-    assert continuing.find_run(str(tmp_path), EasyDict(fingerprint="x", total_kimg=1)).run_dir == str(folder)
+    assert resume.find_run(str(tmp_path), EasyDict(fingerprint="x", total_kimg=1)).run_dir == str(folder)
     assert read_stats(str(folder)) == [files["stats.jsonl"]]
     assert read_curves(str(folder)) == {"fid8": {"fid8": [(4, 2.0)]}}
 
@@ -611,7 +612,7 @@ def test_another_run_from_a_state(begun, camera_zip, tmp_path):
 
 
 def test_one_process_at_a_time(copied, camera_zip, monkeypatch):
-    monkeypatch.setattr("training.continuing.LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("training.run.folder.LOCK_PATIENCE_S", 0.2)
     hold = ("import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); f.write('process 1 on moon'); f.flush(); "
             "print('held', flush=True); time.sleep(60)")
     holder = subprocess.Popen([sys.executable, "-c", hold, str(copied / ".lock")], stdout=subprocess.PIPE, text=True)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metrics.detectors import data_hash
+from training.data.images import natural
 from training.dataset import Dataset, ImageFolderDataset
-from training.image_scan import natural
 
 # --- what is read
 

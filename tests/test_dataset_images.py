@@ -10,9 +10,9 @@ import pytest
 from dataset_helpers import encode, pixels, refusal, rgb_files, write
 from PIL import Image
 
-from training import image_decoding
+from training.data import images as image_decoding
 from training.dataset import ImageFolderDataset
-from training.image_grid import save_image_grid
+from training.run.snapshots import save_image_grid
 
 # --- kinds of images
 

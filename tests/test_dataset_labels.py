@@ -9,8 +9,8 @@ from dataset_helpers import camera_label, encode, labelled, pixels, refusal, rgb
 
 from camera_utils import Camera, load_camera_file
 from metrics.detectors.dataset import read_scene_ids
+from training.data.labels import Labels
 from training.dataset import ImageFolderDataset
-from training.labels import Labels
 
 # --- kinds of labels
 

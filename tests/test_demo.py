@@ -13,7 +13,9 @@ import torch
 
 from camera_utils import camera_stats
 from dataset_preprocessing.procedural import sample_labels
-from training import discriminator, networks_raycond2, snapshots
+from training import networks_raycond2
+from training.networks import discriminator
+from training.run import snapshots
 
 ROOT = Path(__file__).resolve().parent.parent
 

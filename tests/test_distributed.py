@@ -8,11 +8,12 @@ import torch
 from helpers import load_golden
 
 from torch_utils import distributed, signals, training_stats
-from training import discriminator, networks_raycond2, networks_raycond3
+from training import networks_raycond2, networks_raycond3
 from training.augment import AugmentPipe
 from training.loss import StyleGAN2Loss
-from training.phases import Batch, Stepper, make_phases
-from training.randomness import PhaseRandom, samples_of
+from training.networks import discriminator
+from training.run.phases import Batch, Stepper, make_phases
+from training.run.randomness import PhaseRandom, samples_of
 
 BATCH = 8
 STEPS = 4

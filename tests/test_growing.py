@@ -12,9 +12,11 @@ from PIL import Image
 import network_files
 from torch_utils import misc
 from torch_utils.ops import upfirdn2d
-from training import discriminator, networks_raycond2, networks_stylegan2, training_state
-from training.snapshots import to_uint8
-from training.transfer import describe_sizes, warm_start
+from training import networks_raycond2, networks_stylegan2
+from training.networks import discriminator
+from training.networks.transfer import describe_sizes, warm_start
+from training.run import state as training_state
+from training.run.snapshots import to_uint8
 
 WIDTH = dict(img_channels=3, channel_base=768, channel_max=40, num_fp16_res=0)
 LATENTS = dict(z_dim=48, w_dim=40, mapping_kwargs=dict(num_layers=2))

@@ -32,8 +32,9 @@ import legacy
 from dnnlib import UserError
 from network_files import known_names, restricted_pickle, safetensors_format
 from torch_utils import persistence
-from training import networks_stylegan2, training_state
+from training import networks_stylegan2
 from training.dataset import open_stored
+from training.run import state as training_state
 
 ROOT = Path(__file__).parents[1]
 CANARY = Path("/tmp") / f"hostile-canary-{os.getpid()}"

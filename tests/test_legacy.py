@@ -465,7 +465,7 @@ def test_converter_errors_are_one_line(source, dest, message, tmp_path, monkeypa
 
 
 def test_a_discriminator_is_no_generator(tmp_path):
-    from training.discriminator import Discriminator
+    from training.networks.discriminator import Discriminator
     D = Discriminator(c_dim=0, img_resolution=16, img_channels=3, channel_base=128, channel_max=8)
     persistence.save(dict(G_ema=D), tmp_path / "d.pkl")
     with pytest.raises(UserError, match="d.pkl: its G_ema is a Discriminator") as error:

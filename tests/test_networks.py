@@ -7,8 +7,9 @@ import torch
 from helpers import assert_close_rel, load_golden
 
 from torch_utils import misc
-from training import discriminator, networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3
-from training.ray_conditioning import NoConditioning, RayConditioning
+from training import networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3
+from training.networks import discriminator
+from training.networks.ray_conditioning import NoConditioning, RayConditioning
 
 GENERATORS = {
     "net_raycond2.npz":         networks_raycond2.Generator,

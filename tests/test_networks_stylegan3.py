@@ -11,10 +11,11 @@ from helpers import DATA
 from camera_utils import Camera, camera_for, ray_map
 from camera_utils.rays import image_grid, project
 from torch_utils import misc
-from training import bands, networks_raycond3, networks_stylegan3
+from training import networks_raycond3, networks_stylegan3
+from training.networks import bands
+from training.networks.ray_conditioning import RayConditioning
+from training.networks.transfer import warm_start
 from training.presets import PRESETS
-from training.ray_conditioning import RayConditioning
-from training.transfer import warm_start
 
 TINY = dict(z_dim=16, w_dim=16, img_resolution=32, img_channels=3, channel_base=256, channel_max=12, num_fp16_res=0, num_layers=6)
 GEOMETRY = json.loads((DATA / "raycond3_geometry.json").read_text())

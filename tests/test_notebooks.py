@@ -14,7 +14,8 @@ from PIL import Image
 
 import notebook_utils
 from camera_utils import Camera, camera_for
-from training import networks_raycond2, snapshots
+from training import networks_raycond2
+from training.run import snapshots
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")

@@ -27,7 +27,7 @@ from torch_utils.ops.conv2d_resample import cpu as up_conv
 from torch_utils.ops.modulate import cpu as modulate_cpu
 from torch_utils.ops.upfirdn2d import cpu as upfirdn2d_cpu
 from training import networks_raycond2, networks_raycond3
-from training.discriminator import Discriminator
+from training.networks.discriminator import Discriminator
 
 needs_cxx = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler: there are no native paths")
 

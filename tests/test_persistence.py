@@ -16,7 +16,8 @@ import torch
 
 from dnnlib import EasyDict, UserError
 from torch_utils import persistence
-from training import discriminator, networks_raycond2
+from training import networks_raycond2
+from training.networks import discriminator
 
 ROOT = Path(__file__).parents[1]
 

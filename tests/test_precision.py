@@ -19,8 +19,8 @@ from torch_utils import misc, persistence
 from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, modulate, upfirdn2d
 from training import networks_raycond2, networks_raycond3, networks_stylegan2, networks_stylegan3, plucker
 from training.augment import AugmentPipe
-from training.discriminator import Discriminator
 from training.loss import StyleGAN2Loss
+from training.networks.discriminator import Discriminator
 
 ROOT = Path(misc.__file__).parents[1]
 SIZES = dict(c_dim=25, img_resolution=16, img_channels=3, channel_base=128, channel_max=16)

@@ -24,10 +24,12 @@ import legacy
 import train
 from dnnlib import UserError
 from torch_utils import persistence
-from training import networks_raycond2, training_state
-from training.config import Options, apply_recipe, choose_gpus, next_run_dir, preset_of
+from training import networks_raycond2
 from training.presets import RECIPES
-from training.status import read_stats
+from training.run import state as training_state
+from training.run.config import Options, apply_recipe, choose_gpus, preset_of
+from training.run.folder import next_run_dir
+from training.run.status import read_stats
 
 ROOT = Path(__file__).parent.parent
 
@@ -239,7 +241,7 @@ def test_snapshots_within_one_kimg_have_names_of_their_own(finished):
 
 @pytest.mark.parametrize("cores, gpus, workers", [(1, 1, 1), (2, 1, 2), (16, 1, 3), (4, 2, 2), (1, 2, 0), (7, 2, 3)])
 def test_default_workers_are_no_more_than_the_cores(cores, gpus, workers, camera_zip, monkeypatch):
-    monkeypatch.setattr("training.config.usable_cores", lambda: cores)
+    monkeypatch.setattr("training.run.config.usable_cores", lambda: cores)
     base = ["--outdir=x", f"--data={camera_zip}", "--cfg=raycond2", "--device=cpu", f"--gpus={gpus}", "-n"]
     assert options_of(run_train(*base)[1])["data_loader_kwargs"]["num_workers"] == workers
     assert options_of(run_train(*base, "--workers=5")[1])["data_loader_kwargs"]["num_workers"] == 5

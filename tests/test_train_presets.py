@@ -11,8 +11,8 @@ from helpers import options_of, run_train
 import legacy
 import network_files
 import train
-from training import config
 from training.presets import AUGMENTATION_SUMS, AUGMENTATIONS, PRESETS
+from training.run import config
 
 SIX = [name for name in PRESETS if not name.endswith("-tiny")]
 
@@ -132,7 +132,7 @@ def default_in(param, config):
 
 def test_the_page_of_options_is_what_the_program_does(camera_zip, monkeypatch):
     """All options in their order, and each default for each preset."""
-    monkeypatch.setattr("training.config.usable_cores", lambda: 64)
+    monkeypatch.setattr("training.run.config.usable_cores", lambda: 64)
     table = read_options_table()
     params = [param for param in train.main.params if param.name != "help"]
     assert list(table) == [max(param.opts, key=len) for param in params]

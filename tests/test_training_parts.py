@@ -11,15 +11,15 @@ import torch
 from camera_utils import Camera, camera_for, camera_stats
 from dnnlib import UserError
 from torch_utils import misc, training_stats
-from training import layers
-from training.ada import AdaptiveStrength, FixedStrength, NoAugmentation
-from training.discriminator import MinibatchStdLayer
-from training.ema import GeneratorEMA
 from training.loss import StyleGAN2Loss
-from training.phases import Phase, lazy_optimizer, update_weights
+from training.networks import layers
+from training.networks.discriminator import MinibatchStdLayer
 from training.presets import PRESETS, lookup
-from training.snapshots import grid_size, sweep_labels, to_uint8
-from training.status import Status, read_stats
+from training.run.ada import AdaptiveStrength, FixedStrength, NoAugmentation
+from training.run.phases import GeneratorEMA, Phase, lazy_optimizer, update_weights
+from training.run.snapshots import grid_size, sweep_labels, to_uint8
+from training.run.state import Counters
+from training.run.status import Status, read_stats
 
 # ---------------------------------------------------------------------------------------------------------------------
 # EMA
@@ -156,14 +156,17 @@ def test_statistics_between_updates():
 
 def test_status_ticks(tmp_path, capsys):
     training_stats.reset()
-    status = Status(str(tmp_path), torch.device("cpu"), batch_size=10, total_kimg=0.1, kimg_per_tick=0.03)
+    counters = Counters(batch_size=10, total_kimg=0.1, kimg_per_tick=0.03)
+    status = Status(str(tmp_path), torch.device("cpu"), counters)
     ends = []
-    while not status.done:
-        status.advance()
-        if status.tick_ended:
-            ends.append(status.cur_nimg)
-            status.print_tick(0.25, step=len(ends))
+    while not counters.done:
+        counters.advance()
+        status.show_progress()
+        if counters.tick_ended:
+            ends.append(counters.cur_nimg)
+            status.print_tick(0.25)
             status.finish_tick()
+            counters.end_tick()
     status.close()
     assert ends == [10, 40, 70, 100]
     lines = capsys.readouterr().out.splitlines()
@@ -172,6 +175,7 @@ def test_status_ticks(tmp_path, capsys):
         stream.write('{"cut short by a ki')
     records = read_stats(str(tmp_path))
     assert [round(r["Progress/kimg"]["mean"] * 1000) for r in records] == ends
+    assert [r["Progress/step"]["mean"] for r in records] == [1, 4, 7, 10]
     assert all(json.dumps(r) for r in records)
 
 

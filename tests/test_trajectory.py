@@ -7,10 +7,10 @@ from helpers import assert_close_rel, load_golden
 
 from torch_utils import misc
 from torch_utils.ops import bias_act
-from training import discriminator, networks_raycond2, networks_raycond3
-from training.ema import GeneratorEMA
+from training import networks_raycond2, networks_raycond3
 from training.loss import StyleGAN2Loss
-from training.phases import make_phases, update_weights
+from training.networks import discriminator
+from training.run.phases import GeneratorEMA, make_phases, update_weights
 
 GENERATORS = {"trajectory_raycond2.npz": networks_raycond2.Generator, "trajectory_raycond3t.npz": networks_raycond3.Generator}
 

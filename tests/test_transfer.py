@@ -6,10 +6,11 @@ from helpers import assert_close_rel, load_golden
 
 from dnnlib import UserError
 from torch_utils import misc
-from training import config as cfg
-from training import discriminator, networks_raycond2, networks_stylegan2, networks_stylegan3
+from training import networks_raycond2, networks_stylegan2, networks_stylegan3
+from training.networks import discriminator
+from training.networks.transfer import check_match, describe_sizes, warm_start
+from training.run import config as cfg
 from training.training_loop import make_networks
-from training.transfer import check_match, describe_sizes, warm_start
 
 SMALL = dict(z_dim=48, w_dim=40, img_resolution=32, img_channels=3, channel_base=768, channel_max=40, num_fp16_res=0)
 

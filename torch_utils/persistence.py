@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
-from dnnlib.util import EasyDict, UserError, get_obj_by_name, open_whole
+from dnnlib.util import RENAMED, EasyDict, UserError, get_obj_by_name, open_whole
 from torch_utils import module_state
 
 __all__ = ["decode_tensor", "describe", "dump", "import_hook", "is_persistent", "persistent_class", "rebuild",
@@ -229,7 +229,7 @@ def _reconstruct_persistent_obj(meta: dict) -> Any:
 
 
 def apply_import_hooks(meta: dict) -> EasyDict:
-    """What the hooks make of it. Raises UserError unless it is a dict with a class name."""
+    """What the hooks make of it, with today's class name. Raises UserError unless it is a dict with a class name."""
     if not isinstance(meta, dict):
         raise UserError(f"a network stored as {type(meta).__name__}, expected a dict of class name and state")
     meta = EasyDict(meta)
@@ -240,6 +240,7 @@ def apply_import_hooks(meta: dict) -> EasyDict:
     if not isinstance(name, str) or len(name) > 200:         # it appears in messages
         what = "longer than 200 letters" if isinstance(name, str) else type(name).__name__
         raise UserError(f"a network whose class name is {what}, expected the name of a class")
+    meta.class_name = RENAMED.get(name, name)
     return meta
 
 

@@ -1,4 +1,4 @@
-"""Old notebooks import the cameras from here; they live in the package `camera_utils`."""
+"""The cameras of the package `camera_utils`, for old notebooks that import them from here."""
 
 from camera_utils.poses import (
     FOV_to_intrinsics,
@@ -11,5 +11,5 @@ from camera_utils.poses import (
     normalize_vecs,
 )
 
-__all__ = ["FOV_to_intrinsics", "GaussianCameraPoseSampler", "LookAtPoseSampler", "UniformBlenderPoseSampler", "UniformCameraPoseSampler",
-           "create_blender_cam2world_matrix", "create_cam2world_matrix", "normalize_vecs"]
+__all__ = ["FOV_to_intrinsics", "GaussianCameraPoseSampler", "LookAtPoseSampler", "UniformBlenderPoseSampler",
+           "UniformCameraPoseSampler", "create_blender_cam2world_matrix", "create_cam2world_matrix", "normalize_vecs"]

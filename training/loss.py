@@ -1,6 +1,9 @@
-"""The StyleGAN2 loss for all our networks: non-saturating logistic loss (Goodfellow et al. 2014), R1 (Mescheder et al. 2018),
-path length regularisation (Karras et al. 2020b, section 3.2), style mixing (Karras et al. 2019, section 3.1); and ours: the
-camera loss, how far the camera that an image shows is from the one asked for, as D's CameraPredictor sees it."""
+"""The loss of all our networks.
+
+StyleGAN2's: non-saturating logistic loss (Goodfellow et al. 2014), R1 (Mescheder et al. 2018), path length
+regularisation (Karras et al. 2020b, section 3.2) and style mixing (Karras et al. 2019, section 3.1). Ours: the camera
+loss, which is the distance between the camera asked for and the one that D's CameraPredictor sees in the image.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from torch_utils import misc, training_stats
 from torch_utils.distributed import mean_over_ranks
 from torch_utils.ops import upfirdn2d
-from training.augment.draws import DrawSource
+from training.augment.transforms import DrawSource
 
 
 @dataclass
 class Draws:
-    """The random numbers of one accumulation round that are no inputs. `GLOBAL_DRAWS` makes them where nobody else does."""
+    """Makes the random numbers of one accumulation round, except the inputs. The default is `GLOBAL_DRAWS`."""
 
-    mix_z: Callable[[torch.Tensor], torch.Tensor]                   # z [N, z_dim] -> the latents to mix in, same shape
-    mix_cutoff: Callable[[int, int, float], torch.Tensor]           # N, num_ws, probability -> first mixed layer [N]; num_ws: none
-    image_noise: Callable[[torch.Tensor], torch.Tensor]             # images -> normal noise of their shape
-    augment: Callable[[str], DrawSource | None]                     # 'fake' or 'real' -> what augments these images; None: global generators
+    mix_z: Callable[[Tensor], Tensor]                   # z [N, z_dim] -> latents to mix in, of the same shape
+    mix_cutoff: Callable[[int, int, float], Tensor]     # N, num_ws, probability -> first mixed layer [N]; num_ws: none
+    image_noise: Callable[[Tensor], Tensor]             # images -> normal noise of their shape
+    augment: Callable[[str], DrawSource | None]         # 'fake' or 'real' -> augmentation; None: global generators
 
 
-def _global_mix_cutoff(batch: int, num_ws: int, probability: float) -> torch.Tensor:
+def _global_mix_cutoff(batch: int, num_ws: int, probability: float) -> Tensor:
     cutoff = torch.randint(1, num_ws, [batch])
     return torch.where(torch.rand([batch], dtype=torch.float32) < probability, cutoff, num_ws)
 
 
-GLOBAL_DRAWS = Draws(mix_z=torch.randn_like, mix_cutoff=_global_mix_cutoff, image_noise=torch.randn_like, augment=lambda kind: None)
+GLOBAL_DRAWS = Draws(mix_z=torch.randn_like, mix_cutoff=_global_mix_cutoff, image_noise=torch.randn_like,
+                     augment=lambda kind: None)
 
 
 class Loss:
-    """What the training loop calls. Losses of users derive from it, as in StyleGAN3."""
+    """What the training loop calls. Users' losses derive from it, as in StyleGAN3."""
 
-    def accumulate_gradients(self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor,
-                             gen_c: torch.Tensor, gain: float, cur_nimg: int) -> None:
+    def accumulate_gradients(self, phase: str, real_img: Tensor, real_c: Tensor, gen_z: Tensor,
+                             gen_c: Tensor, gain: float, cur_nimg: int) -> None:
         raise NotImplementedError
 
 
@@ -51,17 +56,17 @@ class StyleGAN2Loss(Loss):
         device:             Any,
         G:                  torch.nn.Module,
         D:                  torch.nn.Module,
-        augment_pipe:       Callable | None = None,     # Applied to all that D sees; None: nothing.
+        augment_pipe:       Callable | None = None,     # Applied to all images that D sees; None: no augmentation.
         r1_gamma:           float           = 10,       # Weight of R1; 0: off.
         style_mixing_prob:  float           = 0,        # 0: off.
         pl_weight:          float           = 0,        # Weight of path length regularisation; 0: off.
         pl_batch_shrink:    int             = 2,        # It sees 1/pl_batch_shrink of the batch.
         pl_decay:           float           = 0.01,     # Of the running mean of path lengths.
-        pl_no_weight_grad:  bool            = False,    # Accepted; autograd never computes weight gradients that nobody asks for.
+        pl_no_weight_grad:  bool            = False,    # No effect: autograd computes no weight gradients unasked.
         blur_init_sigma:    float           = 0,        # D first sees images blurred by this sigma [pixels] ...
-        blur_fade_kimg:     float           = 0,        # ... which falls to 0 over so many thousand images.
-        camera_weight:      float           = 0,        # Weight of the camera loss in G's, for a D that predicts cameras; 0: off.
-        camera_start_kimg:  float           = 0,        # It counts for G after so many thousand images: first heads, then turns.
+        blur_fade_kimg:     float           = 0,        # ... which falls to 0 over this many thousand images.
+        camera_weight:      float           = 0,        # Weight of the camera loss in G's loss; 0: off.
+        camera_start_kimg:  float           = 0,        # G's loss has it after this many thousand images.
     ):
         self.device = device
         self.G, self.D = G, D
@@ -79,22 +84,24 @@ class StyleGAN2Loss(Loss):
 
     # -- Networks as the loss sees them -----------------------------------------------------------------------------
 
-    def run_G(self, z: torch.Tensor, c: torch.Tensor, update_emas: bool = False, draws: Draws = GLOBAL_DRAWS) -> tuple[torch.Tensor, torch.Tensor]:
-        """z: [N, z_dim], c: [N, c_dim]. Returns images and ws, in which style mixing replaced all from each sample's cutoff on."""
+    def run_G(self, z: Tensor, c: Tensor, update_emas: bool = False,
+              draws: Draws = GLOBAL_DRAWS) -> tuple[Tensor, Tensor]:
+        """z: [N, z_dim], c: [N, c_dim]. Returns images and their ws, with style mixing from each sample's cutoff on."""
         ws = self.G.mapping(z, c, update_emas=update_emas)
         if self.style_mixing_prob > 0:
             cutoff = draws.mix_cutoff(ws.shape[0], ws.shape[1], self.style_mixing_prob).to(ws.device)
             other = self.G.mapping(draws.mix_z(z), c, update_emas=False)
-            mixed = torch.arange(ws.shape[1], dtype=torch.int64, device=ws.device) >= cutoff[:, None]      # [N, num_ws]
-            ws = torch.where(mixed[:, :, None], other, ws)
+            mixed = torch.arange(ws.shape[1], dtype=torch.int64, device=ws.device) >= cutoff[:, None]
+            ws = torch.where(mixed[:, :, None], other, ws)                  # mixed: [N, num_ws]
         return self.G.synthesis(ws, c, update_emas=update_emas), ws
 
-    def run_D(self, img: torch.Tensor, c: torch.Tensor, blur_sigma: float = 0, update_emas: bool = False,
-              augment_draws: DrawSource | None = None) -> torch.Tensor:
-        """Logits [N, 1] of images after blur and augmentation."""
+    def run_D(self, img: Tensor, c: Tensor, blur_sigma: float = 0, update_emas: bool = False,
+              augment_draws: DrawSource | None = None) -> Tensor:
+        """Logits [N, 1] of the images, after blur and augmentation."""
         reach = math.floor(blur_sigma * 3)
         if reach > 0:
-            taps = torch.arange(-reach, reach + 1, dtype=torch.float32, device=img.device).div(blur_sigma).square().neg().exp2()
+            position = torch.arange(-reach, reach + 1, dtype=torch.float32, device=img.device)
+            taps = position.div(blur_sigma).square().neg().exp2()
             img = upfirdn2d.filter2d(img, taps / taps.sum())
         if self.augment_pipe is not None:
             img = self.augment_pipe(img) if augment_draws is None else self.augment_pipe(img, draws=augment_draws)
@@ -109,15 +116,19 @@ class StyleGAN2Loss(Loss):
     # -- Phases -----------------------------------------------------------------------------------------------------
 
     @misc.own_precision
-    def accumulate_gradients(self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float,
-                             cur_nimg: int, draws: Draws = GLOBAL_DRAWS) -> None:
-        """Adds the phase's gradients, times `gain`, to the parameters' .grad. Images: [N, C, H, W] in -1 .. 1."""
+    def accumulate_gradients(self, phase: str, real_img: Tensor, real_c: Tensor, gen_z: Tensor, gen_c: Tensor,
+                             gain: float, cur_nimg: int, draws: Draws = GLOBAL_DRAWS) -> None:
+        """Adds the phase's gradients, times `gain`, to the parameters' .grad.
+
+        real_img: [N, C, H, W] in -1 .. 1; real_c, gen_c: [N, c_dim]; gen_z: [N, z_dim]. cur_nimg: images seen so far.
+        """
         assert phase in ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth"), phase
         main, reg = phase[1:] in ("main", "both"), phase[1:] in ("reg", "both")
         sigma = self.blur_sigma(cur_nimg)
         if phase[0] == "G":
             if main:
-                self._generator_main(gen_z, gen_c, gain, sigma, draws, shows_camera=cur_nimg >= self.camera_start_kimg * 1e3)
+                shows_camera = cur_nimg >= self.camera_start_kimg * 1e3
+                self._generator_main(gen_z, gen_c, gain, sigma, draws, shows_camera)
             if reg and self.pl_weight != 0:
                 self._path_length(gen_z, gen_c, gain, draws)
         else:
@@ -126,8 +137,9 @@ class StyleGAN2Loss(Loss):
             if main or reg:
                 self._discriminator_real(real_img, real_c, gain, sigma, draws, fake_loss, reg)
 
-    def _generator_main(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws, shows_camera: bool) -> None:
-        """G wants its images taken for real and, from `camera_start_kimg` on, to show the cameras asked for."""
+    def _generator_main(self, gen_z: Tensor, gen_c: Tensor, gain: float, sigma: float, draws: Draws,
+                        shows_camera: bool) -> None:
+        """G learns to make images that D takes for real and, if `shows_camera`, that show the cameras asked for."""
         img, _ = self.run_G(gen_z, gen_c, draws=draws)
         logits = self.run_D(img, gen_c, sigma, augment_draws=draws.augment("fake"))
         loss = softplus(-logits)
@@ -139,8 +151,8 @@ class StyleGAN2Loss(Loss):
             loss = loss + self.camera_weight * error[:, None] if shows_camera else loss
         loss.mean().mul(gain).backward()
 
-    def _path_length(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, draws: Draws) -> None:
-        """A step in w should change the image by the same amount everywhere (equation 4)."""
+    def _path_length(self, gen_z: Tensor, gen_c: Tensor, gain: float, draws: Draws) -> None:
+        """G learns to change the image by the same amount for any step in w (equation 4)."""
         count = max(gen_z.shape[0] // self.pl_batch_shrink, 1)
         img, ws = self.run_G(gen_z[:count], gen_c[:count], draws=draws)
         noise = draws.image_noise(img) / math.sqrt(img.shape[2] * img.shape[3])
@@ -152,13 +164,13 @@ class StyleGAN2Loss(Loss):
         penalty = (lengths - target).square()                               # [count]
         training_stats.report("Loss/pl_penalty", penalty)
         training_stats.report("Loss/G/reg", penalty * self.pl_weight)
-        # The target holds `pl_decay` of this batch's mean, over all ranks, and the published gradient runs through it:
-        # d target = pl_decay mean(d length). The term has this derivative and the value 0.
+        # The published gradient also runs through the target, of which this batch's mean over all ranks is the share
+        # `pl_decay`: d target = pl_decay mean(d length). The next term has this derivative and the value 0.
         through_target = (lengths.detach() - lengths) * (2 * self.pl_decay * (mean_length - target))
         ((penalty + through_target) * self.pl_weight).mean().mul(gain).backward()
 
-    def _discriminator_fake(self, gen_z: torch.Tensor, gen_c: torch.Tensor, gain: float, sigma: float, draws: Draws) -> torch.Tensor:
-        """D wants generated images taken for generated. Returns this part of its loss, for the statistics."""
+    def _discriminator_fake(self, gen_z: Tensor, gen_c: Tensor, gain: float, sigma: float, draws: Draws) -> Tensor:
+        """D learns to take generated images for generated. Returns this part of its loss, for the statistics."""
         with torch.no_grad():
             img, _ = self.run_G(gen_z, gen_c, update_emas=True, draws=draws)
         logits = self.run_D(img, gen_c, sigma, update_emas=True, augment_draws=draws.augment("fake"))
@@ -167,10 +179,10 @@ class StyleGAN2Loss(Loss):
         loss.mean().mul(gain).backward()
         return loss.detach()
 
-    def _discriminator_real(self, real_img: torch.Tensor, real_c: torch.Tensor, gain: float, sigma: float, draws: Draws,
-                            fake_loss: torch.Tensor | None, reg: bool) -> None:
-        """D wants real images taken for real (where there is a `fake_loss` to go with it), and learns to tell their
-        cameras; R1 flattens D around them.
+    def _discriminator_real(self, real_img: Tensor, real_c: Tensor, gain: float, sigma: float, draws: Draws,
+                            fake_loss: Tensor | None, reg: bool) -> None:
+        """D learns to take real images for real and to tell their cameras (unless `fake_loss` is None). With `reg`, R1
+        flattens D around them.
         """
         img = real_img.detach().requires_grad_(reg)
         logits = self.run_D(img, real_c, sigma, augment_draws=draws.augment("real"))
@@ -183,7 +195,7 @@ class StyleGAN2Loss(Loss):
             if self.camera_weight != 0:
                 error = self.D.camera_predictor.error(real_img, real_c)
                 training_stats.report("Loss/D/camera", error)
-                total = total + error[:, None]                              # its weights are its own: no factor needed
+                total = total + error[:, None]                              # no factor: its weights have no other loss
         if reg:
             slope, = torch.autograd.grad(logits.sum(), img, create_graph=True)
             penalty = slope.square().sum([1, 2, 3])                         # [N]
@@ -193,6 +205,6 @@ class StyleGAN2Loss(Loss):
         total.mean().mul(gain).backward()
 
 
-def _report_logits(kind: str, logits: torch.Tensor) -> None:
+def _report_logits(kind: str, logits: Tensor) -> None:
     training_stats.report(f"Loss/scores/{kind}", logits)
     training_stats.report(f"Loss/signs/{kind}", logits.sign())

@@ -1,10 +1,12 @@
-"""raycond2: StyleGAN2 whose convolutions see the rays of their pixels. The latent is the identity, the rays are the viewpoint."""
+"""raycond2: StyleGAN2 whose convolutions see the rays of their pixels. The latent sets the identity, the rays set the
+viewpoint.
+"""
 
 from __future__ import annotations
 
 from torch_utils import persistence
 from training import networks_stylegan2
-from training.generator import SeesRays
+from training.networks.ray_conditioning import SeesRays
 from training.networks_stylegan2 import (
     Conv2dLayer,
     Discriminator,
@@ -23,12 +25,12 @@ from training.networks_stylegan2 import (
 )
 
 __all__ = [
-    "Conv2dLayer", "Discriminator", "DiscriminatorBlock", "DiscriminatorEpilogue", "FullyConnectedLayer", "Generator", "MappingNetwork",
-    "MinibatchStdLayer", "SynthesisBlock", "SynthesisLayer", "SynthesisNetwork", "ToRGBLayer", "modulated_conv2d", "normalize_2nd_moment",
-    "upfirdn2d",
+    "Conv2dLayer", "Discriminator", "DiscriminatorBlock", "DiscriminatorEpilogue", "FullyConnectedLayer", "Generator",
+    "MappingNetwork", "MinibatchStdLayer", "SynthesisBlock", "SynthesisLayer", "SynthesisNetwork", "ToRGBLayer",
+    "modulated_conv2d", "normalize_2nd_moment", "upfirdn2d",
 ]
 
 
 @persistence.persistent_class
 class Generator(SeesRays, networks_stylegan2.Generator):
-    """Latent z and camera label c [N, 25] -> image. The arguments are StyleGAN2's, and `rays`: the ray convention."""
+    """Latent z and camera label c [N, 25] -> image. Takes StyleGAN2's arguments and `rays`, the ray convention."""

@@ -1,4 +1,4 @@
-"""The table of presets (`--cfg`) and of the recipes that the authors ran (`--recipe`). A variant is a row."""
+"""The tables of presets (`--cfg`), of the authors' recipes (`--recipe`) and of augmentations. A variant is a row."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dnnlib.util import UserError, closest
 
 @dataclass(frozen=True)
 class Preset:
-    """What a configuration fixes. Options of train.py override single fields."""
+    """The defaults of a `--cfg`. Options of train.py override single fields."""
 
     generator: str                                      # class name
-    rays: bool                  = False                 # does the generator see camera rays?
+    rays: bool                  = False                 # the generator sees camera rays
     z_dim: int                  = 512
     w_dim: int                  = 512
     mapping_layers: int         = 8
@@ -27,8 +27,8 @@ class Preset:
     aug: str                    = "ada"                 # StyleGAN3's defaults of --aug ...
     metrics: tuple[str, ...]    = ("fid50k_full",)      # ... and --metrics, the latter where its detector is at hand
     dcond: str                  = "pose"                # how D learns the camera
-    camera_loss: float          = 0.0                   # weight of the camera loss in G's ...
-    camera_start_kimg: float    = 0.0                   # ... which begins when there are heads to turn
+    camera_loss: float          = 0.0                   # weight of the camera loss in G's loss ...
+    camera_start_kimg: float    = 0.0                   # ... which begins here, when G makes heads that can turn
     gamma: float | None         = None                  # R1 weight; None: by the rule of --gamma=auto
     synthesis_kwargs: tuple     = ()                    # further (name, value) pairs for the generator
     style_mixing_prob: float    = 0.0
@@ -36,13 +36,13 @@ class Preset:
     G_reg_interval: int | None  = None
     D_reg_interval: int         = 16
     blur_init_sigma: float      = 0.0
-    magnitude_ema: bool         = False                 # do G's layers keep the mean square of their inputs?
+    magnitude_ema: bool         = False                 # G's layers keep the mean square of their inputs
     num_fp16_res: int           = 4
     conv_clamp: float | None    = 256
     default_kimg: int           = 25000
 
 
-# How networks with rays are trained here (docs/experiments.md), and how the released code trains them.
+# How this project trains networks with rays (docs/experiments.md), and how the released code does.
 _OBEDIENT = dict(rays=True, dcond="both", camera_loss=2.0, camera_start_kimg=1000.0)
 PUBLISHED = dict(dcond="pose", camera_loss=0.0)
 
@@ -58,9 +58,10 @@ _STYLEGAN3 = Preset(generator="training.networks_stylegan3.Generator", mapping_l
 _RAYCOND3 = replace(_STYLEGAN3, generator="training.networks_raycond3.Generator", **_OBEDIENT)
 _ROTATION = dict(G_width=2, blur_init_sigma=10.0, synthesis_kwargs=(("conv_kernel", 1), ("use_radial_filters", True)))
 
-_TINY = dict(z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, aug="noaug", metrics=(), default_kimg=100,
-             camera_start_kimg=25.0, glr=0.004, dlr=0.004, gamma=0.05, pl_weight=0.0, G_reg_interval=None,
-             # Layer noise stays where it is while the head turns; so few pixels need none.
+_TINY = dict(z_dim=128, w_dim=128, mapping_layers=4, cbase=2048, cmax=64, batch=16, aug="noaug", metrics=(),
+             default_kimg=100, camera_start_kimg=25.0, glr=0.004, dlr=0.004, gamma=0.05, pl_weight=0.0,
+             G_reg_interval=None,
+             # Layer noise does not turn with the head, and small images need none.
              synthesis_kwargs=(*_STYLEGAN2.synthesis_kwargs, ("use_noise", False)))
 
 PRESETS: Mapping[str, Preset] = {
@@ -70,7 +71,7 @@ PRESETS: Mapping[str, Preset] = {
     "raycond2":         _RAYCOND2,
     "raycond3-t":       _RAYCOND3,
     "raycond3-r":       replace(_RAYCOND3, **_ROTATION),
-    # For two CPU cores and 32 or 64 px: the demo and its heads, and what they are compared with.
+    # For two CPU cores and 32 or 64 px: the demo and its heads, and a network to compare them with.
     "stylegan2-tiny":   replace(_STYLEGAN2, **_TINY),
     "raycond2-tiny":    replace(_RAYCOND2, **_TINY),
 }
@@ -78,29 +79,31 @@ PRESETS: Mapping[str, Preset] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run of the authors: all at batch 32, without augmentation, with camera labels, and the default metrics."""
+    """A training run of the authors. All have batch 32, no augmentation, camera labels and the default metrics."""
 
     cfg: str
     gamma: float
-    gpus: int                                           # what the authors had; see config.choose_gpus
+    gpus: int                                           # that the authors had; see config.choose_gpus
     snap: int                                           # ticks
-    resume: str | None = None                           # checkpoints/checkpoints.txt says where these come from
+    resume: str | None = None
     batch: int = 32
     aug: str = "noaug"
     cond: bool = True
 
 
+_FILE = "checkpoints/%s.pkl"                            # checkpoints/checkpoints.txt says where to get them
+
 RECIPES: Mapping[str, Recipe] = {
-    "raycond2-ffhq":        Recipe("raycond2",   gamma=1,   gpus=2, snap=20, resume="checkpoints/stylegan2-ffhq-512x512.pkl"),
-    "raycond2-ffhq-1024":   Recipe("raycond2",   gamma=1,   gpus=2, snap=20, resume="checkpoints/stylegan2-ffhq-1024x1024.pkl"),
-    "raycond2-afhq":        Recipe("raycond2",   gamma=2.5, gpus=2, snap=40, resume="checkpoints/stylegan2-afhqcat-512x512.pkl"),
-    "raycond2-cars":        Recipe("raycond2",   gamma=0.3, gpus=8, snap=20),
-    "raycond3-t-ffhq":      Recipe("raycond3-t", gamma=10,  gpus=2, snap=20, resume="checkpoints/stylegan3-t-ffhq-1024x1024.pkl"),
-    "raycond3-t-afhq":      Recipe("raycond3-t", gamma=5,   gpus=2, snap=20, resume="checkpoints/stylegan3-t-afhqv2-512x512.pkl"),
-    "raycond3-t-cars":      Recipe("raycond3-t", gamma=0.5, gpus=8, snap=40),
+    "raycond2-ffhq":      Recipe("raycond2",   gamma=1,   gpus=2, snap=20, resume=_FILE % "stylegan2-ffhq-512x512"),
+    "raycond2-ffhq-1024": Recipe("raycond2",   gamma=1,   gpus=2, snap=20, resume=_FILE % "stylegan2-ffhq-1024x1024"),
+    "raycond2-afhq":      Recipe("raycond2",   gamma=2.5, gpus=2, snap=40, resume=_FILE % "stylegan2-afhqcat-512x512"),
+    "raycond2-cars":      Recipe("raycond2",   gamma=0.3, gpus=8, snap=20),
+    "raycond3-t-ffhq":    Recipe("raycond3-t", gamma=10,  gpus=2, snap=20, resume=_FILE % "stylegan3-t-ffhq-1024x1024"),
+    "raycond3-t-afhq":    Recipe("raycond3-t", gamma=5,   gpus=2, snap=20, resume=_FILE % "stylegan3-t-afhqv2-512x512"),
+    "raycond3-t-cars":    Recipe("raycond3-t", gamma=0.5, gpus=8, snap=40),
 }
 
-# What `--augpipe` names: groups of transforms, and the sums of groups that StyleGAN2-ADA tried. Each with the multiplier 1.
+# For `--augpipe`: groups of transforms, each with the multiplier 1, and the sums of groups that StyleGAN2-ADA tried.
 AUGMENTATIONS: Mapping[str, tuple[str, ...]] = {
     "blit":     ("xflip", "rotate90", "xint"),
     "geom":     ("scale", "rotate", "aniso", "xfrac"),
@@ -116,13 +119,13 @@ AUGMENTATION_SUMS: Mapping[str, str] = {
     "bgcfn":    "blit+geom+color+filter+noise",
     "bgcfnc":   "blit+geom+color+filter+noise+cutout",
 }
-MOVING_AUGMENTATIONS = ("blit", "geom")                 # they move the image's content, which a camera label does not follow
+MOVING_AUGMENTATIONS = ("blit", "geom")                 # they move the image, so that a camera label no longer fits
 
 Row = TypeVar("Row")
 
 
 def lookup(table: Mapping[str, Row], name: str, option: str) -> Row:
-    """The row called `name`; a UserError with the closest name otherwise."""
+    """The row called `name`. Raises UserError, with the closest name, if there is none."""
     if name in table:
         return table[name]
     raise UserError(f"{option}={name}: no such name; {closest(name, table)}there are {', '.join(table)}")

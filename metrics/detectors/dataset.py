@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from dnnlib.util import UserError, parse_json
-from training.dataset_labels import meet_names
-from training.image_files import LABEL_FILE, DataError, open_files, plain_name, walk
-from training.image_scan import list_images
+from training.data.archives import LABEL_FILE, DataError, open_files, plain_name, walk
+from training.data.images import list_images
+from training.data.labels import meet_names
 
 CHUNK = 64                               # images
 THREADS = 4

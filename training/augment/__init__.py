@@ -1,5 +1,5 @@
-"""Augmentation of all images that the discriminator sees (Karras et al. 2020a, Training Generative Adversarial Networks with Limited Data,
-appendix B). The parts: `geometry`, `color`, `filtering`, `corruption`; `draws` supplies their random numbers.
+"""Augmentation of all images that the discriminator sees (Karras et al. 2020a, Training Generative Adversarial Networks
+with Limited Data, appendix B). Its parts are `geometry`, `color` and `image_space`; `transforms` has what they share.
 
     pipe = AugmentPipe(brightness=1, contrast=1)
     pipe.p.fill_(0.3)
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torch_utils import misc, persistence
-from training.augment import color, corruption, filtering, geometry
-from training.augment.draws import DrawSource, PercentileDraws
-from training.augment.wavelets import octave_filters, symlet
+from training.augment import color, geometry, image_space
+from training.augment.image_space import octave_filters, symlet
+from training.augment.transforms import DrawSource, PercentileDraws
 
 __all__ = ["AugmentPipe", "DrawSource", "PercentileDraws"]
 
@@ -25,10 +26,11 @@ NUM_BANDS = 4
 
 @persistence.persistent_class
 class AugmentPipe(misc.KeepsFilters):
-    """Applies each transform with the probability p times its multiplier, independently for each image. All are off by default.
+    """Applies each transform with probability p times its multiplier, independently for each image. All are off by
+    default.
 
-    Buffers: `p` (starts at 1; the training run changes it), `Hz_geom` and `Hz_fbank`, the filters of resampling and of the octave bands.
-    `p` stays on the CPU wherever the module goes, because the host decides what is applied: a call never synchronises the device.
+    Buffers: `p` (starts at 1; the training run changes it), `Hz_geom` and `Hz_fbank`, the filters for resampling and
+    for octave bands. `p` always stays on the CPU, which decides what is applied; a call never synchronises the device.
     Differentiable twice in the images.
     """
 
@@ -69,36 +71,40 @@ class AugmentPipe(misc.KeepsFilters):
         noise_std:          float           = 0.1,          # Of the noise's own standard deviation.
         cutout_size:        float           = 0.5,          # Sides of the rectangle, relative to the image's.
     ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}      # each argument, to be an attribute
+        # Each argument becomes an attribute.
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         for name, value in settings.items():
             setattr(self, name, tuple(map(float, value)) if name == "imgfilter_bands" else float(value))
-        assert len(self.imgfilter_bands) == NUM_BANDS, f"imgfilter_bands {imgfilter_bands}, expected {NUM_BANDS} numbers"
+        assert len(self.imgfilter_bands) == NUM_BANDS, f"{imgfilter_bands=}, expected {NUM_BANDS} numbers"
         self.register_buffer("p", torch.ones([], dtype=torch.float32))
         self.register_buffer("Hz_geom", torch.as_tensor(symlet(6), dtype=torch.float32))
         self.register_buffer("Hz_fbank", torch.as_tensor(octave_filters(2, NUM_BANDS), dtype=torch.float32))
 
     @misc.own_precision
     def forward(self,
-        images:             torch.Tensor,                   # [N, C, H, W] in -1 .. 1.
-        debug_percentile:   float | None        = None,     # Everything that is switched on, for every image, with its draws at this percentile (0 .. 1).
+        images:             Tensor,                         # [N, C, H, W] in -1 .. 1.
+        debug_percentile:   float | None        = None,     # Apply all to all images, with draws at this percentile.
         draws:              DrawSource | None   = None,     # None: torch's global generators.
-    ) -> torch.Tensor:                                      # [N, C, H, W], dtype and device of images.
-        assert images.ndim == 4 and images.is_floating_point(), f"images {list(images.shape)} of {images.dtype}, expected [N, C, H, W] floating point"
+    ) -> Tensor:                                            # [N, C, H, W], dtype and device of images.
+        assert images.ndim == 4 and images.is_floating_point(), \
+            f"images {list(images.shape)} of {images.dtype}, expected [N, C, H, W] floating point"
         batch, channels, height, width = images.shape
         p = float(self.p)
         if batch == 0 or (p == 0 and debug_percentile is None):
             return images
-        source = PercentileDraws(debug_percentile) if debug_percentile is not None else DrawSource() if draws is None else draws
+        source = DrawSource() if draws is None else draws
+        if debug_percentile is not None:
+            source = PercentileDraws(debug_percentile)
 
         images = geometry.resample(images, geometry.draw_inverse(self, source, p, batch, width, height), self.Hz_geom)
         images = color.recolor(images, color.draw_map(self, source, p, batch, channels))
-        images = filtering.filter_bands(images, filtering.draw_gains(self, source, p, batch), self.Hz_fbank)
-        images = corruption.add_noise(images, self, source, p)
-        return corruption.cut_out(images, self, source, p)
+        images = image_space.filter_bands(images, image_space.draw_gains(self, source, p, batch), self.Hz_fbank)
+        images = image_space.add_noise(images, self, source, p)
+        return image_space.cut_out(images, self, source, p)
 
     def _apply(self, *args: Any, **kwargs: Any) -> AugmentPipe:
-        """Behind .to(), .cuda() and the like."""
+        """torch calls this in .to(), .cuda() and the like."""
         p = self.p
         super()._apply(*args, **kwargs)
         if p.device.type == "cpu" != self.p.device.type:

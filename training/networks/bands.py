@@ -1,6 +1,8 @@
-"""What each layer of an alias-free generator may hold, and the filters that keep it there (Karras et al. 2021, section 3.2 and appendix C).
+"""The frequencies that each layer of an alias-free generator may hold, and the filters that limit them (Karras et al.
+2021, section 3.2 and appendix C).
 
-Frequencies and sampling rates are in cycles and samples per image width. Feature maps are canvases that reach beyond the image.
+Frequencies and sampling rates are in cycles and samples per image width. Feature maps are canvases that reach beyond
+the image.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ import numpy as np
 import scipy.signal
 import scipy.special
 import torch
+from torch import Tensor
 
 
-def lowpass_filter(numtaps: int, cutoff: float, width: float, fs: float, radial: bool = False) -> torch.Tensor | None:
-    """Kaiser-windowed low-pass filter with its transition band `width` about `cutoff`, at the sampling rate `fs` (section 3.2).
+def lowpass_filter(numtaps: int, cutoff: float, width: float, fs: float, radial: bool = False) -> Tensor | None:
+    """Kaiser-windowed low-pass filter for the sampling rate `fs`. Its transition band has the width `width` about
+    `cutoff` (section 3.2).
 
-    [numtaps], separable; `radial`: [numtaps, numtaps], which treats all directions alike (appendix C). None for a single tap.
+    Returns [numtaps], separable. radial: [numtaps, numtaps], equal in all directions (appendix C). None for one tap.
     """
     if numtaps == 1:
         return None
     if not radial:
         return torch.as_tensor(scipy.signal.firwin(numtaps, cutoff, width=width, fs=fs), dtype=torch.float32)
-    position = (np.arange(numtaps) - (numtaps - 1) / 2) / fs                # [image widths]; an even number of taps has none at 0
+    position = (np.arange(numtaps) - (numtaps - 1) / 2) / fs                # [image widths]; not 0 if taps are even
     radius = np.hypot(position[:, None], position[None, :])
     jinc = scipy.special.j1(2 * np.pi * cutoff * radius) / radius           # the ideal disc, up to a factor
     window = np.kaiser(numtaps, scipy.signal.kaiser_beta(scipy.signal.kaiser_atten(numtaps, width / (fs / 2))))
@@ -33,19 +37,22 @@ def lowpass_filter(numtaps: int, cutoff: float, width: float, fs: float, radial:
 
 @dataclass(frozen=True)
 class Band:
-    """What a layer puts out."""
+    """The output of a layer."""
 
     cutoff: float                        # highest frequency that it may hold
-    half_width: float                    # of the transition band beyond
+    half_width: float                    # of the transition band above
     sampling_rate: int
     size: int                            # of the canvas, in samples
     channels: int
 
 
-def schedule(img_resolution: int, img_channels: int, channel_base: int, channel_max: int, num_layers: int, num_critical: int, first_cutoff: float,
-             first_stopband: float, last_stopband_rel: float, margin_size: int) -> list[Band]:
-    """The bands of layers 0 .. num_layers, the last of them ToRGB (section 3.2, figure 4b): cutoff and stopband rise
-    geometrically up to the last `num_critical` layers, which use all that the image can hold."""
+def schedule(img_resolution: int, img_channels: int, channel_base: int, channel_max: int, num_layers: int,
+             num_critical: int, first_cutoff: float, first_stopband: float, last_stopband_rel: float,
+             margin_size: int) -> list[Band]:
+    """The bands of layers 0 .. num_layers, of which the last is ToRGB (section 3.2, figure 4b).
+
+    Cutoff and stopband rise geometrically up to the last `num_critical` layers, which use all frequencies of the image.
+    """
     last_cutoff = img_resolution / 2
     last_stopband = last_cutoff * last_stopband_rel
     bands = []

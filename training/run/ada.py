@@ -1,4 +1,5 @@
-"""How strongly D's images are augmented: adaptively (Karras et al. 2020a, section 3), at a fixed strength, or not at all."""
+"""How strongly D's images are augmented: adaptively (ADA; Karras et al. 2020a, section 3), at a fixed strength, or not.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ class NoAugmentation:
     p = 0.0
 
     def update(self, step: int, batch_size: int) -> None:
-        """Nothing to adapt. `step`: how many steps are done."""
+        """Adapts nothing. step: how many steps are done."""
 
     def get_state(self) -> dict[str, Any]:
-        """What set_state() goes on from in another process."""
+        """For set_state() in another process."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -39,7 +40,7 @@ class FixedStrength:
         return float(self.pipe.p)
 
     def update(self, step: int, batch_size: int) -> None:
-        """Nothing to adapt."""
+        """Adapts nothing."""
 
     def get_state(self) -> dict[str, Any]:
         return dict(p=self.pipe.p.detach().cpu())
@@ -49,7 +50,9 @@ class FixedStrength:
 
 
 class AdaptiveStrength(FixedStrength):
-    """Moves p so that D's mean sign on real images stays at `target`. From 0 to 1 takes `kimg` thousand images at the fastest."""
+    """Moves p so that D's mean sign on real images stays at `target`. p takes at least `kimg` thousand images to rise
+    from 0 to 1.
+    """
 
     def __init__(self, pipe: torch.nn.Module, target: float = 0.6, interval: int = 4, kimg: float = 500):
         super().__init__(pipe)
@@ -77,8 +80,8 @@ class AdaptiveStrength(FixedStrength):
 
 
 def make_augmentation(config: dict, device: torch.device) -> NoAugmentation | FixedStrength | AdaptiveStrength:
-    """From `augment_kwargs` (None: no augmentation), `augment_p` (where p starts) and, for the adaptive kind, `ada_target`, `ada_interval`
-    and `ada_kimg` in a run's configuration.
+    """Reads a run's configuration: `augment_kwargs` (None: no augmentation), `augment_p` (where p starts) and, for the
+    adaptive kind, `ada_target`, `ada_interval` and `ada_kimg`.
     """
     if config.get("augment_kwargs") is None:
         return NoAugmentation()

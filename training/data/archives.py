@@ -1,7 +1,8 @@
-"""Where the files of a data set lie: a folder or a zip, read by name, from any thread or process."""
+"""The files of a data set, in a folder or a zip: read by name, from any thread or process."""
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import unicodedata
@@ -10,18 +11,20 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
+import PIL.Image
+
 from dnnlib.util import UserError
-from training.image_decoding import has_image_ending
 
 LABEL_FILE = "dataset.json"
-UTF8_NAME = 0x800                        # flag of a zip's member
+UTF8_NAME = 0x800                        # a flag of a zip's member
 ZIP_HINT = "copy or download the file again; `unzip -t FILE` tests one"
 
 
 class DataError(UserError):
     """A UserError that stays one line when a DataLoader worker raises it.
 
-    torch rebuilds a worker's exception from the text of its traceback, which ends with this class's name and the message.
+    torch rebuilds a worker's exception from the text of its traceback, which ends with this class's name and the
+    message.
     """
 
     def __init__(self, message: str):
@@ -29,7 +32,7 @@ class DataError(UserError):
 
 
 def open_files(path: str | os.PathLike) -> ZipFiles | FolderFiles:
-    """The files at `path`. Raises DataError where there is neither a folder nor a readable zip."""
+    """The files at `path`. Raises DataError unless it is a folder or a readable zip."""
     path = os.fspath(path)
     if os.path.isdir(path):
         return FolderFiles(path)
@@ -41,6 +44,17 @@ def open_files(path: str | os.PathLike) -> ZipFiles | FolderFiles:
 # ---------------------------------------------------------------------------------------------------------------------
 # Names.
 
+@functools.cache
+def extensions() -> frozenset[str]:
+    """File name endings, in lower case and with the dot, that Pillow can open."""
+    PIL.Image.init()
+    return frozenset(ending for ending, name in PIL.Image.EXTENSION.items() if name in PIL.Image.OPEN)
+
+
+def has_image_ending(name: str) -> bool:
+    return name[name.rfind("."):].lower() in extensions()
+
+
 def plain_name(name: str) -> str:
     """The one spelling of a name: forward slashes, no `./`, accented letters as one character (NFC)."""
     parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
@@ -48,10 +62,10 @@ def plain_name(name: str) -> str:
 
 
 def by_plain_name(path: str, stored: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """(stored name, entry) -> {plain name: entry}, without what systems leave behind (hidden files, __MACOSX).
+    """(stored name, entry) -> {plain name: entry}, without files that systems add (hidden files, __MACOSX).
 
-    Where all images lie in one folder together with dataset.json, names count from there. Raises DataError for two files
-    of one plain name.
+    If dataset.json and all images are below one folder, names are relative to it. Raises DataError for two files with
+    the same plain name.
     """
     entries: dict[str, Any] = {}
     spelled: dict[str, str] = {}
@@ -76,13 +90,15 @@ def by_plain_name(path: str, stored: Iterable[tuple[str, Any]]) -> dict[str, Any
 # Folders and zips.
 
 def walk(path: str) -> tuple[list[str], list[str]]:
-    """Files below a folder, links followed, and the links that lead back to a folder above them; relative to the folder."""
+    """Files below a folder, with links followed, and links that lead back to a folder above them, which are not. Names
+    are relative to the folder.
+    """
     def identity(folder: str) -> tuple[int, int]:
         state = os.stat(folder)
         return state.st_dev, state.st_ino
 
     files, loops = [], []
-    above = {path: frozenset([identity(path)])}          # of each folder to visit: itself and the folders that lead there
+    above = {path: frozenset([identity(path)])}          # folder to visit -> itself and the folders that lead there
     for folder, subfolders, names in os.walk(path, onerror=_raise, followlinks=True):
         files += [os.path.relpath(os.path.join(folder, name), path) for name in names]
         ours = above.pop(folder)
@@ -105,7 +121,8 @@ class FolderFiles:
         try:
             found, loops = walk(path)
         except OSError as error:
-            raise DataError(f"--data={path}: cannot list {error.filename}: {error.strerror}; check its permissions") from error
+            raise DataError(f"--data={path}: cannot list {error.filename}: {error.strerror}; "
+                            "check its permissions") from error
         in_utf8 = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in found]
         self._stored = by_plain_name(path, zip(in_utf8, found))
         self.names = list(self._stored)
@@ -117,10 +134,11 @@ class FolderFiles:
             with open(self.locate(name), "rb") as stream:
                 return stream.read(-1 if limit is None else limit)
         except OSError as error:
-            raise DataError(f"{self.locate(name)}: cannot read it: {error.strerror or error}; check its permissions and the disk") from error
+            raise DataError(f"{self.locate(name)}: cannot read it: {error.strerror or error}; "
+                            "check its permissions and the disk") from error
 
     def locate(self, name: str) -> str:
-        """How messages call the file, and where it is."""
+        """The file's path, which messages show."""
         return os.path.join(self.path, self._stored.get(name, name))
 
     def close(self) -> None:
@@ -130,8 +148,8 @@ class FolderFiles:
 class ZipFiles:
     """The members of a zip.
 
-    The directory is parsed once and travels with a pickled copy. Members are then read at their offsets, without a file position that
-    threads or forked processes would share.
+    The directory is parsed once and goes along with a pickled copy. Members are read at their offsets, so threads and
+    forked processes share no file position.
     """
 
     def __init__(self, path: str):
@@ -143,24 +161,26 @@ class ZipFiles:
                 infos = [info for info in archive.infolist() if not info.is_dir()]
         except zipfile.BadZipFile as error:
             size = os.path.getsize(path)
-            raise DataError(f"--data={path}: {size} bytes that are no zip, or one cut short ({error}); {ZIP_HINT}") from error
+            raise DataError(f"--data={path}: {size} bytes that are no zip, or one cut short ({error}); "
+                            f"{ZIP_HINT}") from error
         except OSError as error:
-            raise DataError(f"--data={path}: cannot open it: {error.strerror or error}; expected a folder or a readable zip") from error
+            raise DataError(f"--data={path}: cannot open it: {error.strerror or error}; "
+                            "expected a folder or a readable zip") from error
         for info in infos:
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 what = "encrypted" if info.flag_bits & 1 else f"packed by zip method {info.compress_type}"
-                raise DataError(f"{path}: {info.filename}: {what}; expected a plain zip: unpack it and give the folder, or "
-                                "repack it with `zip -0 -r`")
+                raise DataError(f"{path}: {info.filename}: {what}; expected a plain zip: unpack it and give the "
+                                "folder, or repack it with `zip -0 -r`")
         members = [(_member_name(info), info.header_offset, info.compress_size, info.compress_type, info.CRC)
                    for info in infos if not info.filename.endswith("\\")]
         self._members = by_plain_name(path, [(member[0], member) for member in members])
         self.names = list(self._members)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """The member's content, checked against its checksum; or its first `limit` bytes, unchecked."""
+        """The member's content, which must match its checksum; or its first `limit` bytes, unchecked."""
         _, header_offset, size, method, checksum = self._members[name]
         deflated = method == zipfile.ZIP_DEFLATED
-        # Deflate can grow data it cannot shrink by a few bytes in each block.
+        # Deflate makes data that it cannot shrink longer, by a few bytes per block.
         wanted = size if limit is None else min(size, limit + 64 if deflated else limit)
         try:
             data = self._pread(wanted, self._data_offset(header_offset))
@@ -173,7 +193,9 @@ class ZipFiles:
         return data
 
     def _data_offset(self, header_offset: int) -> int:
-        """Where the data start: behind the member's own header, whose name and extra field may differ in length from the directory's."""
+        """Where the data start: after the member's own header, whose name and extra field may have other lengths than
+        in the directory.
+        """
         header = self._pread(30, header_offset)
         if not header.startswith(b"PK\x03\x04"):
             raise OSError(f"no member header at byte {header_offset}")
@@ -193,7 +215,7 @@ class ZipFiles:
         return data
 
     def locate(self, name: str) -> str:
-        """How messages call the member."""
+        """What messages call the member."""
         return f"{self.path}: {self._members[name][0] if name in self._members else name}"
 
     def close(self) -> None:
@@ -214,7 +236,7 @@ def _raise(error: OSError) -> None:
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
-    """A name without the flag for UTF-8 is taken for the DOS code page 437. macOS writes UTF-8 all the same."""
+    """The member's name. zipfile reads names without the flag for UTF-8 as code page 437, but macOS writes UTF-8."""
     if info.flag_bits & UTF8_NAME or info.filename.isascii():
         return info.filename
     try:

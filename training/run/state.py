@@ -1,8 +1,8 @@
-"""training-state-NNNNNN.pt (NNNNNN_III.pt, see Status.number): all that the next step depends on, so that a run goes
-on as if it had never stopped.
+"""The training state: all that the next step depends on, so that a run goes on as if it had never stopped.
 
-The networks' tensors, the optimisers, what ADA has counted, the mean of path lengths, counters, and the generators of random numbers of
-every rank. The position in the data and all draws of a step follow from the counters (training.randomness).
+The file training-state-NNNNNN.pt (NNNNNN_III.pt, see `Counters.number`) holds the networks' tensors, the optimisers,
+what ADA has counted, the mean of path lengths, the counters, and the random number generators of every rank. The
+position in the data and all draws of a step follow from the counters (training.run.randomness).
 """
 
 from __future__ import annotations
@@ -21,18 +21,68 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dnnlib import UserError
 from dnnlib.util import open_whole
 from network_files.restricted_pickle import Allowed, RestrictedUnpickler
 from torch_utils import distributed, misc
-from training.ada import NoAugmentation
-from training.ema import GeneratorEMA
-from training.phases import Phase
-from training.status import Status
+from training.run.ada import NoAugmentation
+from training.run.phases import GeneratorEMA, Phase
+from training.run.status import Status
 
 FORMAT_VERSION = 1
-STATES_KEPT = 2                          # of those that a run has written; networks are what people keep
+STATES_KEPT = 2                          # by default; people keep networks
+
+
+class Counters:
+    """How far a run is, in steps, images and ticks. The first step is a tick, and so is the last."""
+
+    def __init__(self, batch_size: int, total_kimg: float, kimg_per_tick: float, state: dict[str, Any] | None = None):
+        """state: a training state to go on from; None: a new run."""
+        counted = dict(cur_nimg=0, tick=0, tick_nimg=0) if state is None else state["status"]
+        self.batch_size = batch_size
+        self.total_nimg = total_kimg * 1000
+        self.nimg_per_tick = kimg_per_tick * 1000
+        self.step = 0 if state is None else state["step"]   # how many are done
+        self.cur_nimg = counted["cur_nimg"]                 # images seen
+        self.tick = counted["tick"]
+        self.tick_nimg = counted["tick_nimg"]               # images seen when the tick began
+        self.snapshot_nimg = counted.get("snapshot_nimg")   # at the last snapshot; None: no snapshot, or an old state
+
+    def get_state(self) -> dict[str, int | None]:
+        """All but `step`, which a state keeps by itself."""
+        return {name: getattr(self, name) for name in ("cur_nimg", "tick", "tick_nimg", "snapshot_nimg")}
+
+    @property
+    def done(self) -> bool:
+        return self.cur_nimg >= self.total_nimg
+
+    @property
+    def tick_ended(self) -> bool:
+        is_first = self.tick == 0 and self.cur_nimg > 0
+        return self.done or is_first or self.cur_nimg >= self.tick_nimg + self.nimg_per_tick
+
+    @property
+    def number(self) -> str:
+        """Names the files of this moment: NNNNNN, the whole kimg. If the last snapshot has that name, NNNNNN_III with
+        the images beyond.
+        """
+        kimg, images = divmod(self.cur_nimg, 1000)
+        last = self.snapshot_nimg
+        taken = last is not None and last < self.cur_nimg and last // 1000 == kimg
+        return f"{kimg:06d}_{images:03d}" if taken else f"{kimg:06d}"
+
+    def advance(self) -> None:
+        """Counts a step."""
+        self.step += 1
+        self.cur_nimg += self.batch_size
+
+    def end_tick(self, snapshot: bool = False) -> None:
+        """Starts the next tick. snapshot: the networks of this one are saved."""
+        self.tick += 1
+        self.tick_nimg = self.cur_nimg
+        self.snapshot_nimg = self.cur_nimg if snapshot else self.snapshot_nimg
 
 
 @dataclass
@@ -45,8 +95,8 @@ class Progress:
     phases: list[Phase]
     loss: Any
     augmentation: NoAugmentation
+    counters: Counters
     status: Status
-    step: int = 0                        # how many are done
 
     def networks(self) -> dict[str, torch.nn.Module]:
         return dict(G=self.G, D=self.D, G_ema=self.G_ema.model)
@@ -56,64 +106,67 @@ class Progress:
 
 
 def capture(progress: Progress) -> dict[str, Any]:
-    """Plain values and the live tensors themselves: to be written before the next step. All ranks must call it."""
+    """Plain values and the live tensors themselves, to be written before the next step. Call on all ranks."""
     return dict(
         format=FORMAT_VERSION,
-        step=progress.step,
+        step=progress.counters.step,
         networks={name: dict(misc.named_params_and_buffers(module)) for name, module in progress.networks().items()},
         optimizers={name: opt.state_dict() for name, opt in progress.optimizers().items()},
         pl_mean=progress.loss.pl_mean,
         augmentation=progress.augmentation.get_state(),
-        status=progress.status.get_state(),
+        status={**progress.counters.get_state(), **progress.status.get_state()},
         random=distributed.gather(_random_state()),
     )
 
 
 @contextlib.contextmanager
 def understood(path: str) -> Iterator[None]:
-    """Within, what a state holds is put in its places; where it does not fit, that is a UserError naming the file."""
+    """Around code that uses a state's values: if they do not fit, raises a UserError that names the file."""
     try:
         yield
     except (torch.cuda.OutOfMemoryError, UserError):
         raise
     except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         what = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: the state does not fit this run ({type(error).__name__}: {what}); use another one of the run") from error
+        raise UserError(f"{path}: the state does not fit this run ({type(error).__name__}: {what}); "
+                        "use another one of the run") from error
 
 
 def restore(progress: Progress, state: dict[str, Any], path: str, same_augmentation: bool = True) -> None:
-    """The opposite of capture(), but for the status, which is built from its part. `path` is for messages."""
+    """The opposite of capture(), except for counters and status, whose constructors take the state. path: for messages.
+    """
     for name, module in progress.networks().items():
         _copy_tensors(state["networks"][name], dict(misc.named_params_and_buffers(module)), f"{path}: {name}")
     for name, opt in progress.optimizers().items():
         rates = [group["lr"] for group in opt.param_groups], [group["betas"] for group in opt.param_groups]
         opt.load_state_dict(state["optimizers"][name])
-        for group, lr, betas in zip(opt.param_groups, *rates):         # the configuration's, which may have changed
+        for group, lr, betas in zip(opt.param_groups, *rates):         # the configuration's: they may have changed
             group.update(lr=lr, betas=betas)
     progress.loss.pl_mean.copy_(state["pl_mean"])
     if same_augmentation:
         progress.augmentation.set_state(state["augmentation"])
-    progress.step = state["step"]
     rank = distributed.get_rank()
     if rank < len(state["random"]):
         _set_random_state(state["random"][rank])
 
 
 def check_networks(state: dict[str, Any], networks: dict[str, torch.nn.Module], path: str) -> None:
-    """UserError where these networks, which may live on the meta device, cannot take what the state holds."""
+    """Raises UserError if the state's tensors do not fit these networks, which may live on the meta device."""
     for name, module in networks.items():
         _check_tensors(state["networks"][name], dict(misc.named_params_and_buffers(module)), f"{path}: {name}")
 
 
-def _check_tensors(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], what: str) -> None:
-    differ = [name for name in {**target, **source} if name not in source or name not in target or source[name].shape != target[name].shape]
+def _check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
+    differ = [name for name in {**target, **source} if name not in source or name not in target
+              or source[name].shape != target[name].shape]
     if differ:
-        raise UserError(f"{what} has another structure than this run's, in {len(differ)} tensors such as {differ[0]!r}; a state continues the same "
-                        "networks only: start from weights with --resume=network-snapshot-*.pkl")
+        raise UserError(f"{what} has another structure than this run's, in {len(differ)} tensors such as "
+                        f"{differ[0]!r}; a state continues the same networks only: start from weights with "
+                        "--resume=network-snapshot-*.pkl")
 
 
 @torch.no_grad()
-def _copy_tensors(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], what: str) -> None:
+def _copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
     _check_tensors(source, target, what)
     for name, tensor in target.items():
         tensor.copy_(source[name])
@@ -138,22 +191,24 @@ def _set_random_state(state: dict[str, Any]) -> None:
 # Files.
 
 def path_of(run_dir: str, number: str) -> str:
-    """number: Status.number."""
+    """number: from `Counters.number`."""
     return os.path.join(run_dir, f"training-state-{number}.pt")
 
 
 def save(state: dict[str, Any], path: str, config: dict) -> None:
-    """Writes the file whole or not at all. `config` is kept to compare with that of whoever goes on."""
+    """Writes the file whole or not at all. It keeps `config`, which a run that goes on compares with its own."""
     with open_whole(path) as stream:
         sink = _Sink(stream)
         try:
             torch.save(dict(state, config=json.dumps(config)), sink)
         finally:
-            sink.check()                                # rather than what torch makes of it
+            sink.check()                                # the original error, not torch's
 
 
 class _Sink:
-    """A stream for torch.save, which must not meet exceptions: its C++ side ends the process. `check` raises what was met."""
+    """A stream for torch.save that raises nothing while it is written to, since an exception would end the process in
+    torch's C++ side. `check` raises the error afterwards.
+    """
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -168,15 +223,16 @@ class _Sink:
         return len(memoryview(data).cast("B"))
 
     def flush(self) -> None:
-        pass                             # open_whole does
+        pass                             # open_whole does it
 
     def check(self) -> None:
         if self._error is not None:
             raise self._error
 
 
-KINDS = dict(format=int, step=int, networks=dict, optimizers=dict, pl_mean=torch.Tensor, augmentation=dict, status=dict, random=list, config=str)
-MAX_PICKLE_BYTES = 64 * 2 ** 20          # of what is no tensor
+KINDS = dict(format=int, step=int, networks=dict, optimizers=dict, pl_mean=Tensor, augmentation=dict, status=dict,
+             random=list, config=str)
+MAX_PICKLE_BYTES = 64 * 2 ** 20          # of a state without its tensors
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _ALLOWED = {allowed.name: allowed for allowed in (
     Allowed("collections.OrderedDict", lambda: {}),
@@ -192,7 +248,10 @@ class _Trial(RestrictedUnpickler):
 
 
 def load(path: str, mmap: bool = False) -> dict[str, Any]:
-    """A state on the CPU; nothing in the file is run. UserError where it is none, or is damaged. `mmap`: for a look, since the tensors stay on the disk."""
+    """Loads a state to the CPU. Runs nothing in the file. Raises UserError unless it is a whole training state.
+
+    mmap: leave the tensors on the disk.
+    """
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and _is_utf8(path))
@@ -201,17 +260,19 @@ def load(path: str, mmap: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:           # a damaged archive makes torch raise nearly anything
-        raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); use another one of the run") from error
+        raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); "
+                        "use another one of the run") from error
     if not isinstance(state, dict) or not KINDS.keys() <= state.keys() or not isinstance(state["format"], int):
         raise UserError(f"{path}: no training state; expected a training-state-*.pt that train.py has written")
     if state["format"] != FORMAT_VERSION:
-        raise UserError(f"{path}: a training state of format {state['format']}; this version of the project reads {FORMAT_VERSION}")
+        raise UserError(f"{path}: a training state of format {state['format']}; "
+                        f"this version of the project reads {FORMAT_VERSION}")
     _check_kinds(state, path)
     return state
 
 
 def _is_utf8(path: str) -> bool:
-    """torch maps no file with another name, as there are in folders from old systems and in the locale C."""
+    """Whether the name is UTF-8; torch maps no other files. Old systems and the locale C have other names."""
     try:
         path.encode()
         return True
@@ -220,10 +281,11 @@ def _is_utf8(path: str) -> bool:
 
 
 def _check_archive(path: str) -> None:
-    """UserError where the file could make torch.load allocate more than its size, or name anything but tensors."""
+    """Raises UserError if the file could make torch.load allocate more than its size, or names anything but tensors."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size]
+        packed = [entry.filename for entry in entries
+                  if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size]
         if packed:
             raise UserError(f"{packed[0][:60]!r} in it is compressed, which train.py never does")
         if len({entry.filename for entry in entries}) < len(entries):
@@ -236,8 +298,9 @@ def _check_archive(path: str) -> None:
 
 def _check_kinds(state: dict[str, Any], path: str) -> None:
     wrong = [name for name, kind in KINDS.items() if not isinstance(state[name], kind)]
-    if not wrong and not all(isinstance(tensors, dict) and all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
-                             for tensors in state["networks"].values()):
+    networks = [] if wrong else state["networks"].values()
+    if not all(isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())
+               for tensors in networks):
         wrong = ["networks"]
     if not wrong and not isinstance(state["status"].get("cur_nimg"), int):
         wrong = ["status"]
@@ -247,7 +310,8 @@ def _check_kinds(state: dict[str, Any], path: str) -> None:
     except (ValueError, RecursionError):
         wrong = ["config"]
     if wrong:
-        raise UserError(f"{path}: damaged: its {wrong[0]!r} is of another kind than train.py writes; use another one of the run")
+        raise UserError(f"{path}: damaged: its {wrong[0]!r} is of another kind than train.py writes; "
+                        "use another one of the run")
 
 
 def states_of(run_dir: str) -> list[str]:
@@ -256,8 +320,9 @@ def states_of(run_dir: str) -> list[str]:
 
 
 def newest(run_dir: str, set_aside: bool = False) -> tuple[str | None, list[str]]:
-    """The newest state that can be read, None where there is none; and what to say about others. `set_aside`: renames those, so that they do not
-    count as the newest any more; for whoever holds the run's lock.
+    """The newest state that can be read, or None; and notes about newer ones that cannot.
+
+    set_aside: rename these, so that they no longer count as the newest. The caller holds the run's lock.
     """
     notes = []
     for path in states_of(run_dir):
@@ -273,18 +338,19 @@ def newest(run_dir: str, set_aside: bool = False) -> tuple[str | None, list[str]
 
 
 def _check_sums(path: str) -> None:
-    """UserError where bytes have changed since they were written; torch.load does not look."""
+    """Raises UserError if bytes have changed since they were written, which torch.load does not check."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); use another one of the run") from error
+        raise UserError(f"{path}: no training state, or damaged ({type(error).__name__}); "
+                        "use another one of the run") from error
     if damaged is not None:
         raise UserError(f"{path}: damaged (in {damaged}); use another one of the run")
 
 
 def prune(run_dir: str, keep: int | None) -> None:
-    """Leaves the newest `keep` networks and states; None: all networks, and STATES_KEPT states."""
+    """Removes all but the newest `keep` networks and states. None: keeps all networks, and STATES_KEPT states."""
     removed = _numbered(run_dir, "training-state-*.pt")[:-(keep or STATES_KEPT)]
     if keep is not None:
         removed += _numbered(run_dir, "network-snapshot-*.pkl")[:-keep]
@@ -293,8 +359,8 @@ def prune(run_dir: str, keep: int | None) -> None:
 
 
 def images_of(name: str) -> int | None:
-    """How many images a network or state that is called so had seen; of a whole-kimg name the kimg count. None: the
-    name does not say.
+    """How many images a network or state of this name had seen, in whole kimg if the name has no more. None: the name
+    does not say.
     """
     match = re.search(r"-(\d+)(?:_(\d{3}))?\.\w+$", name)
     return None if match is None else int(match[1]) * 1000 + int(match[2] or 0)

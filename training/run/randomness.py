@@ -1,8 +1,9 @@
-"""All randomness of a step, derived from (seed, step, sample index): a run on W processes draws what a run on one draws.
+"""All random numbers of a step. They derive from (seed, step, sample index), so a run on W processes draws the same
+numbers as a run on one.
 
-A step has `batch_size` samples. Rank r of W in round k of K (gradient accumulation) computes the samples r + W (k + K j),
-j = 0, 1, ... Strided minibatch-std groups and the part that path length regularisation takes are thus the same for any W and K.
-Only layer noise, which comes from torch's global generators, is per rank: `seed_layer_noise`.
+A step has `batch_size` samples. Rank r of W, in round k of K (gradient accumulation), computes the samples
+r + W (k + K j), j = 0, 1, ... So minibatch-std groups and the samples of path length regularisation are the same for
+any W and K. Only layer noise differs between ranks, as it comes from torch's global generators: `seed_layer_noise`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from training.augment.draws import DrawSource
+from training.augment.transforms import DrawSource
 from training.loss import Draws
 
-_STREAMS = {"z": 0, "label": 1, "mix_z": 2, "mix_cutoff": 3, "image_noise": 4, "layer_noise": 5, "augment": 6, "augment_noise": 7}
+_STREAMS = {"z": 0, "label": 1, "mix_z": 2, "mix_cutoff": 3, "image_noise": 4, "layer_noise": 5, "augment": 6,
+            "augment_noise": 7}
 _PASSES = {"fake": 0, "real": 1}
 
 
@@ -29,7 +32,8 @@ def _generator(stream: str, *key: int) -> np.random.Generator:
 
 def seed_layer_noise(seed: int, step: int, rank: int) -> None:
     """Seeds torch's global generators (CPU and CUDA) for one step of one rank."""
-    torch.manual_seed(int(_seed_sequence("layer_noise", seed, step, rank).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    drawn = _seed_sequence("layer_noise", seed, step, rank).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(drawn >> np.uint64(1)))
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,25 @@ class PhaseRandom:
 
     def z(self, z_dim: int) -> np.ndarray:
         """Latents of the whole batch, [batch_size, z_dim] float32."""
-        return _generator("z", self.seed, self.step, self.phase).standard_normal([self.batch_size, z_dim], dtype=np.float32)
+        return self._stream("z").standard_normal([self.batch_size, z_dim], dtype=np.float32)
 
     def label_indices(self, num_items: int) -> np.ndarray:
-        """Which item of the data set lends each sample its label, [batch_size] int64."""
-        return _generator("label", self.seed, self.step, self.phase).integers(num_items, size=self.batch_size)
+        """The item of the data set whose label each sample gets, [batch_size] int64."""
+        return self._stream("label").integers(num_items, size=self.batch_size)
 
     def draws(self, samples: np.ndarray) -> Draws:
-        """What the loss draws itself, for the samples with these indices in the batch."""
-        def mix_z(z: torch.Tensor) -> torch.Tensor:
-            drawn = _generator("mix_z", self.seed, self.step, self.phase).standard_normal([self.batch_size, z.shape[1]], dtype=np.float32)
+        """The draws of the loss, for the samples with these indices in the batch."""
+        def mix_z(z: Tensor) -> Tensor:
+            drawn = self._stream("mix_z").standard_normal([self.batch_size, z.shape[1]], dtype=np.float32)
             return torch.from_numpy(drawn[samples[: len(z)]]).to(z.device)
 
-        def mix_cutoff(batch: int, num_ws: int, probability: float) -> torch.Tensor:
-            generator = _generator("mix_cutoff", self.seed, self.step, self.phase)
-            drawn = np.where(generator.random(self.batch_size) < probability, generator.integers(1, num_ws, size=self.batch_size), num_ws)
-            return torch.from_numpy(drawn[samples[:batch]])
+        def mix_cutoff(batch: int, num_ws: int, probability: float) -> Tensor:
+            generator = self._stream("mix_cutoff")
+            mixes = generator.random(self.batch_size) < probability
+            cutoff = np.where(mixes, generator.integers(1, num_ws, size=self.batch_size), num_ws)
+            return torch.from_numpy(cutoff[samples[:batch]])
 
-        def image_noise(images: torch.Tensor) -> torch.Tensor:
+        def image_noise(images: Tensor) -> Tensor:
             return _noise_per_sample(images, samples, "image_noise", self.seed, self.step, self.phase)
 
         def augment(kind: str) -> DrawSource:
@@ -68,28 +73,33 @@ class PhaseRandom:
 
         return Draws(mix_z=mix_z, mix_cutoff=mix_cutoff, image_noise=image_noise, augment=augment)
 
+    def _stream(self, name: str) -> np.random.Generator:
+        return _generator(name, self.seed, self.step, self.phase)
+
 
 class AugmentDraws(DrawSource):
-    """What augments one pass of D: for each name its own stream, of which the samples with these indices in the batch get theirs."""
+    """The draws that augment one pass of D. Each name has its own stream for the whole batch, of which the samples with
+    these indices get theirs.
+    """
 
     def __init__(self, key: tuple[int, ...], samples: np.ndarray, batch_size: int):
         self.key = key                                  # seed, step, phase, pass
         self.samples = samples
         self.batch_size = batch_size
 
-    def uniform(self, name: str, shape: list[int]) -> torch.Tensor:
+    def uniform(self, name: str, shape: list[int]) -> Tensor:
         return self._mine(self._stream(name).random([self.batch_size, *shape[1:]], dtype=np.float32), shape)
 
-    def normal(self, name: str, shape: list[int]) -> torch.Tensor:
+    def normal(self, name: str, shape: list[int]) -> Tensor:
         return self._mine(self._stream(name).standard_normal([self.batch_size, *shape[1:]], dtype=np.float32), shape)
 
-    def image_noise(self, name: str, images: torch.Tensor) -> torch.Tensor:
+    def image_noise(self, name: str, images: Tensor) -> Tensor:
         return _noise_per_sample(images, self.samples, "augment_noise", *self.key, _number_of(name))
 
     def _stream(self, name: str) -> np.random.Generator:
         return _generator("augment", *self.key, _number_of(name))
 
-    def _mine(self, drawn: np.ndarray, shape: list[int]) -> torch.Tensor:
+    def _mine(self, drawn: np.ndarray, shape: list[int]) -> Tensor:
         assert shape[0] == len(self.samples), f"draws of shape {shape} for {len(self.samples)} samples"
         return torch.from_numpy(drawn[self.samples])
 
@@ -98,8 +108,8 @@ def _number_of(name: str) -> int:
     return int.from_bytes(name.encode(), "big")
 
 
-def _noise_per_sample(images: torch.Tensor, samples: np.ndarray, stream: str, *key: int) -> torch.Tensor:
-    """Normal noise like `images`, drawn on their device, each row from its sample's own seed."""
+def _noise_per_sample(images: Tensor, samples: np.ndarray, stream: str, *key: int) -> Tensor:
+    """Normal noise like `images`, drawn on their device, each row with its sample's own seed."""
     generator = torch.Generator(images.device)
     noise = torch.empty_like(images)
     for row, sample in zip(noise, samples):
@@ -109,6 +119,6 @@ def _noise_per_sample(images: torch.Tensor, samples: np.ndarray, stream: str, *k
 
 
 def samples_of(rank: int, world_size: int, num_rounds: int, batch_size: int) -> list[np.ndarray]:
-    """Per round, the indices in the batch that this rank computes."""
+    """For each round, the samples of the batch that this rank computes."""
     mine = np.arange(rank, batch_size, world_size)
     return [mine[k::num_rounds] for k in range(num_rounds)]

@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a line per tick, a progress bar, stats.jsonl, TensorBoard events, curves.png."""
+"""What a person sees of a run: a line per tick, a progress bar, stats.jsonl, TensorBoard events, curves.png."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -17,6 +17,9 @@ from tqdm import tqdm
 
 import dnnlib
 from torch_utils import distributed, training_stats
+
+if TYPE_CHECKING:
+    from training.run.state import Counters
 
 _CURVES = (                              # title, statistics
     ("Loss", ("Loss/G/loss", "Loss/D/loss")),
@@ -30,18 +33,16 @@ _CURVES = (                              # title, statistics
 
 
 class Status:
-    """Counts images and time. All ranks call it; rank 0 writes."""
+    """Reports counters, time and statistics. All ranks call it; rank 0 writes."""
 
-    def __init__(self, run_dir: str, device: torch.device, batch_size: int, total_kimg: float, kimg_per_tick: float, state: dict[str, Any] | None = None):
-        """state: from get_state() of the process that this one continues; what stats.jsonl has of later ticks is dropped."""
-        state = state or dict(cur_nimg=0, tick=0, tick_nimg=0, seconds=0.0, tick_seconds=0.0)
+    def __init__(self, run_dir: str, device: torch.device, counters: Counters, state: dict[str, Any] | None = None):
+        """state: from get_state() of the process that this one continues. Records of later ticks in stats.jsonl are
+        dropped.
+        """
+        state = state or dict(seconds=0.0, tick_seconds=0.0)
         self.run_dir = run_dir
         self.device = device
-        self.batch_size = batch_size
-        self.total_nimg = total_kimg * 1000
-        self.nimg_per_tick = kimg_per_tick * 1000
-        self.cur_nimg, self.tick, self._tick_nimg = state["cur_nimg"], state["tick"], state["tick_nimg"]
-        self._snapshot_nimg = state.get("snapshot_nimg")        # None: there is none, or the state of an older version
+        self.counters = counters
         self.collector = training_stats.Collector(regex=".*")
         if "reported" in state:
             training_stats.set_state(state["reported"])
@@ -49,50 +50,31 @@ class Status:
         self.writes = distributed.get_rank() == 0
         self._start, self._tick_start = time.time() - state["seconds"], time.time() - state["tick_seconds"]
         self._maintenance = 0.0
-        self._stats = _open_stats(run_dir, self.tick) if self.writes else None
-        self._events = _tensorboard_writer(run_dir, self.cur_nimg // 1000) if self.writes else None
+        self._stats = _open_stats(run_dir, counters.tick) if self.writes else None
+        self._events = _tensorboard_writer(run_dir, counters.cur_nimg // 1000) if self.writes else None
         screen = _screen()
-        self._bar = tqdm(total=round(self.total_nimg / 1000, 1), initial=self.cur_nimg / 1000, unit="kimg", file=screen,
-                         disable=not (self.writes and screen.isatty()),
-                         bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}{postfix}]", leave=False)
+        self._bar = tqdm(total=round(counters.total_nimg / 1000, 1), initial=counters.cur_nimg / 1000, unit="kimg",
+                         file=screen, disable=not (self.writes and screen.isatty()), leave=False,
+                         bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:.1f} kimg "
+                                    "[{elapsed}<{remaining}{postfix}]")
 
     def get_state(self) -> dict[str, Any]:
-        """Counters and statistics. All ranks must call it."""
+        """Times and statistics. Call on all ranks."""
         now = time.time()
-        return dict(cur_nimg=self.cur_nimg, tick=self.tick, tick_nimg=self._tick_nimg, snapshot_nimg=self._snapshot_nimg,
-                    seconds=now - self._start, tick_seconds=now - self._tick_start,
+        return dict(seconds=now - self._start, tick_seconds=now - self._tick_start,
                     reported=training_stats.get_state(), collector=self.collector.get_state())
 
-    @property
-    def tick_ended(self) -> bool:
-        """The first step is a tick, and so is the last."""
-        return self.done or self.tick == 0 and self.cur_nimg > 0 or self.cur_nimg >= self._tick_nimg + self.nimg_per_tick
-
-    @property
-    def done(self) -> bool:
-        return self.cur_nimg >= self.total_nimg
-
-    @property
-    def number(self) -> str:
-        """What files of this moment are called by: NNNNNN for whole kimg, NNNNNN_III with the images beyond where
-        the last snapshot has that name.
-        """
-        kimg, images = divmod(self.cur_nimg, 1000)
-        last = self._snapshot_nimg
-        taken = last is not None and last < self.cur_nimg and last // 1000 == kimg
-        return f"{kimg:06d}_{images:03d}" if taken else f"{kimg:06d}"
-
-    def advance(self) -> None:
-        """After a step."""
-        self.cur_nimg += self.batch_size
-        self._bar.update(self.batch_size / 1000)
-        speed = (self.cur_nimg - self._tick_nimg) / max(time.time() - self._tick_start, 1e-9)
+    def show_progress(self) -> None:
+        """Moves the progress bar. Call after each step."""
+        counters = self.counters
+        self._bar.update(counters.batch_size / 1000)
+        speed = (counters.cur_nimg - counters.tick_nimg) / max(time.time() - self._tick_start, 1e-9)
         self._bar.set_postfix_str(f"{speed:.1f} img/s", refresh=False)
 
-    def print_tick(self, augment_p: float, step: int) -> None:
-        """StyleGAN's line. All ranks must call it, since the peak memory counters are reset."""
-        now = time.time()
-        kimg = max(self.cur_nimg - self._tick_nimg, 1) / 1000
+    def print_tick(self, augment_p: float) -> None:
+        """Prints StyleGAN's line. Call on all ranks: it resets the counters of peak memory."""
+        now, counters = time.time(), self.counters
+        kimg = max(counters.cur_nimg - counters.tick_nimg, 1) / 1000
         seconds = now - self._tick_start
         report = training_stats.report0
         gib = 2 ** 30
@@ -101,8 +83,8 @@ class Status:
             memory = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         fields = [
-            f"tick {report('Progress/tick', self.tick):<5d}",
-            f"kimg {report('Progress/kimg', self.cur_nimg / 1000):<8.1f}",
+            f"tick {report('Progress/tick', counters.tick):<5d}",
+            f"kimg {report('Progress/kimg', counters.cur_nimg / 1000):<8.1f}",
             f"time {dnnlib.util.format_time(report('Timing/total_sec', now - self._start)):<12s}",
             f"sec/tick {report('Timing/sec_per_tick', seconds):<7.1f}",
             f"sec/kimg {report('Timing/sec_per_kimg', seconds / kimg):<7.2f}",
@@ -112,30 +94,27 @@ class Status:
             f"reserved {report('Resources/peak_gpu_mem_reserved_gb', memory[1] / gib):<6.2f}",
             f"augment {report('Progress/augment', augment_p):.3f}",
         ]
-        report("Progress/step", step)
+        report("Progress/step", counters.step)
         report("Timing/total_hours", (now - self._start) / 3600)
         self._tick_end = now
         if self.writes:
             with tqdm.external_write_mode(file=_screen()):
                 print(" ".join(fields))
 
-    def finish_tick(self, metrics: dict[str, float] | None = None, snapshot: bool = False) -> None:
-        """After images and networks (`snapshot`) are saved: writes the statistics and starts the next tick."""
+    def finish_tick(self, metrics: dict[str, float] | None = None) -> None:
+        """Writes the statistics, after images and networks are saved."""
         self.collector.update()
         now = time.time()
         if self.writes:
             values = self.collector.as_dict()
             self._stats.write(json.dumps(dict(values, timestamp=now)) + "\n")
             self._stats.flush()
+            scalars = {name: value.mean for name, value in values.items()}
+            scalars.update({f"Metrics/{name}": value for name, value in (metrics or {}).items()})
+            for name, value in scalars.items() if self._events is not None else ():
+                self._events.add_scalar(name, value, global_step=int(self.counters.cur_nimg / 1000), walltime=now)
             if self._events is not None:
-                for name, value in values.items():
-                    self._events.add_scalar(name, value.mean, global_step=int(self.cur_nimg / 1000), walltime=now)
-                for name, value in (metrics or {}).items():
-                    self._events.add_scalar(f"Metrics/{name}", value, global_step=int(self.cur_nimg / 1000), walltime=now)
                 self._events.flush()
-        self.tick += 1
-        self._snapshot_nimg = self.cur_nimg if snapshot else self._snapshot_nimg
-        self._tick_nimg = self.cur_nimg
         self._maintenance = now - self._tick_end
         self._tick_start = now
 
@@ -151,12 +130,12 @@ class Status:
 
 
 def _screen() -> Any:
-    """The real stderr, past the log file: a progress bar is not for files."""
+    """The real stderr, not the log file, which a progress bar would fill."""
     return sys.__stderr__ if sys.__stderr__ is not None else sys.stderr
 
 
 def _open_stats(run_dir: str, tick: int) -> IO:
-    """stats.jsonl, to be continued with this tick."""
+    """Opens stats.jsonl for records from this tick on."""
     path = os.path.join(run_dir, "stats.jsonl")
     if os.path.exists(path):
         earlier = [record for record in read_stats(run_dir) if record.get("Progress/tick", {}).get("mean", 0) < tick]
@@ -173,13 +152,13 @@ def _tensorboard_writer(run_dir: str, kimg: int) -> Any:
         return None
     try:
         return SummaryWriter(run_dir, purge_step=kimg or None)
-    except UnicodeEncodeError:           # TensorBoard takes names in UTF-8 only, whatever the locale is
+    except UnicodeEncodeError:           # TensorBoard takes UTF-8 names only, in any locale
         print(f"TensorBoard cannot write into {run_dir}: no event files; stats.jsonl holds all numbers.")
         return None
 
 
 def read_stats(run_dir: str) -> list[dict]:
-    """The records of stats.jsonl; a line that a kill or a power cut has damaged is left out."""
+    """The records of stats.jsonl, without lines that a kill or a power cut has damaged."""
     records = []
     with open(os.path.join(run_dir, "stats.jsonl"), encoding="utf-8", errors="replace") as stream:
         for line in stream:
@@ -190,7 +169,7 @@ def read_stats(run_dir: str) -> list[dict]:
 
 
 def save_curves(run_dir: str) -> None:
-    """Draws stats.jsonl as curves.png; without matplotlib it says so once and draws nothing."""
+    """Draws stats.jsonl as curves.png. Without matplotlib, says so once and draws nothing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,4 +1,6 @@
-"""Less memory for more time: blocks keep their inputs only, and compute the rest again in the backward pass (Chen et al. 2016)."""
+"""Activation checkpointing: blocks keep only their inputs and compute the rest again in the backward pass, which takes
+less memory and more time (Chen et al. 2016).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from training import networks_stylegan2, networks_stylegan3
-from training.discriminator import DiscriminatorBlock
+from training.networks.discriminator import DiscriminatorBlock
 
 BLOCKS = (networks_stylegan2.SynthesisBlock, networks_stylegan3.SynthesisLayer, DiscriminatorBlock)
 
 
 def checkpoint_activations(network: torch.nn.Module) -> None:
-    """From now on the network's blocks do so wherever gradients are recorded. Results and gradients stay the same, random draws included."""
+    """Makes the network's blocks do so if gradients are recorded. Results, gradients and random draws stay the same."""
     for block in network.modules():
         if isinstance(block, BLOCKS):
             block.forward = functools.partial(_forward, type(block).forward, block)
@@ -29,7 +31,7 @@ def _forward(function: Any, block: torch.nn.Module, *args: Any, **kwargs: Any) -
     def run(*args: Any) -> Any:
         nonlocal runs
         runs += 1
-        again = runs > 1 and kwargs.get("update_emas")          # means of what was seen have seen this already
+        again = runs > 1 and kwargs.get("update_emas")          # running means have seen these samples already
         return function(block, *args, **(dict(kwargs, update_emas=False) if again else kwargs))
 
     return checkpoint(run, *args, use_reentrant=False)

@@ -1,33 +1,33 @@
-"""StyleGAN2 discriminator (Karras et al. 2020b), projecting on the label (Miyato and Koyama 2018), optionally seeing rays.
+"""StyleGAN2 discriminator (Karras et al. 2020b) with projection on the label (Miyato and Koyama 2018).
 
-`dcond` says how it learns about the camera: 'pose' through the projection, 'rays' through the ray map appended to its
-input image, 'both' through both. With `predicts_camera` it also has a network that tells the camera of an image.
+`dcond` chooses how it learns the camera: 'pose' by projection, 'rays' from a ray map appended to its image, 'both' in
+both ways. With `predicts_camera` it also has a network that tells the camera of an image.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_utils import misc, persistence
-from torch_utils.ops import conv2d_resample, upfirdn2d
-from training.camera_predictor import CameraPredictor
-from training.layers import (
+from torch_utils.ops import conv2d_gradfix, conv2d_resample, upfirdn2d
+from training.networks.generator import MappingNetwork
+from training.networks.layers import (
     BILINEAR,
     HALF_DTYPES,
     Conv2dLayer,
     FullyConnectedLayer,
-    MappingNetwork,
     channels_per_resolution,
     computing_dtype,
     half_precision_resolutions,
     sqrt_half,
 )
-from training.ray_conditioning import make_conditioning
+from training.networks.ray_conditioning import make_conditioning
 
 # dcond -> (the label is projected on, the image carries rays)
 CAMERA_INPUTS = {"pose": (True, False), "rays": (False, True), "both": (True, True)}
@@ -35,7 +35,9 @@ CAMERA_INPUTS = {"pose": (True, False), "rays": (False, True), "both": (True, Tr
 
 @persistence.persistent_class
 class DiscriminatorBlock(misc.KeepsFilters):
-    """One resolution: two convolutions, the second one down-sampling; a branch from the image where the architecture has one."""
+    """One resolution: two convolutions, of which the second downsamples, and, in some architectures, a branch from the
+    image.
+    """
 
     def __init__(self,
         in_channels:        int,                        # 0: the first block, which reads the image.
@@ -69,19 +71,23 @@ class DiscriminatorBlock(misc.KeepsFilters):
         def conv(n_in: int, n_out: int, kernel_size: int, **kwargs: Any) -> Conv2dLayer:
             trainable = first_layer_idx + self.num_layers >= freeze_layers
             self.num_layers += 1
-            return Conv2dLayer(n_in, n_out, kernel_size, trainable=trainable, channels_last=self.channels_last, **kwargs)
+            return Conv2dLayer(n_in, n_out, kernel_size, trainable=trainable, channels_last=self.channels_last,
+                               **kwargs)
 
         self.reads_image = in_channels == 0 or architecture == "skip"
         if self.reads_image:
             self.fromrgb = conv(img_channels, tmp_channels, 1, activation=activation, conv_clamp=conv_clamp)
         self.conv0 = conv(tmp_channels, tmp_channels, 3, activation=activation, conv_clamp=conv_clamp)
-        self.conv1 = conv(tmp_channels, out_channels, 3, activation=activation, conv_clamp=conv_clamp, down=2, resample_filter=resample_filter)
+        self.conv1 = conv(tmp_channels, out_channels, 3, activation=activation, conv_clamp=conv_clamp, down=2,
+                          resample_filter=resample_filter)
         if architecture == "resnet":
             self.skip = conv(tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter)
 
     @misc.own_precision
-    def forward(self, x: torch.Tensor | None, img: torch.Tensor | None, force_fp32: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x: [N, in_channels, H, W], img: [N, img_channels, H, W]. Returns features at half the size, and the image for the next block."""
+    def forward(self, x: Tensor | None, img: Tensor | None, force_fp32: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x: [N, in_channels, H, W], img: [N, img_channels, H, W]. Returns features at half the size, and the image for
+        the next block.
+        """
         device = (img if x is None else x).device
         dtype = computing_dtype(self.conv0.weight)
         half = self.use_fp16 and not force_fp32 and device.type == "cuda" and dtype == torch.float32
@@ -110,14 +116,16 @@ class DiscriminatorBlock(misc.KeepsFilters):
 
 @persistence.persistent_class
 class MinibatchStdLayer(nn.Module):
-    """Appends how much groups of samples differ (Karras et al. 2018, section 3). Sample i is in group i mod (N / group_size)."""
+    """Appends the standard deviation within groups of samples (Karras et al. 2018, section 3). Sample i is in group
+    i mod (N / group_size).
+    """
 
     def __init__(self, group_size: int | None, num_channels: int = 1):
         super().__init__()
         self.group_size = group_size     # None: the whole batch
         self.num_channels = num_channels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C + num_channels, H, W]."""
         N, C, H, W = x.shape
         size = max(N if self.group_size is None else min(self.group_size, N), 1)
@@ -157,12 +165,13 @@ class DiscriminatorEpilogue(nn.Module):
         if architecture == "skip":
             self.fromrgb = Conv2dLayer(img_channels, in_channels, 1, activation=activation)
         self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels > 0 else None
-        self.conv = Conv2dLayer(in_channels + mbstd_num_channels, in_channels, 3, activation=activation, conv_clamp=conv_clamp)
+        self.conv = Conv2dLayer(in_channels + mbstd_num_channels, in_channels, 3, activation=activation,
+                                conv_clamp=conv_clamp)
         self.fc = FullyConnectedLayer(in_channels * resolution ** 2, in_channels, activation=activation)
         self.out = FullyConnectedLayer(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
     @misc.own_precision
-    def forward(self, x: torch.Tensor, img: torch.Tensor | None, cmap: torch.Tensor | None, force_fp32: bool = False) -> torch.Tensor:
+    def forward(self, x: Tensor, img: Tensor | None, cmap: Tensor | None, force_fp32: bool = False) -> Tensor:
         """x: [N, in_channels, 4, 4], cmap: [N, cmap_dim]. Returns logits [N, 1]. Never computes in half precision."""
         misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
         dtype = computing_dtype(self.out.weight)
@@ -200,7 +209,7 @@ class Discriminator(nn.Module):
         epilogue_kwargs:    dict | None     = None,     # For DiscriminatorEpilogue.
         dcond:              str             = "pose",   # A key of CAMERA_INPUTS.
         rays:               str             = "published",  # Ray convention, where the image carries rays.
-        predicts_camera:    bool            = False,    # Has it a CameraPredictor, for the camera loss?
+        predicts_camera:    bool            = False,    # Add a CameraPredictor, for the camera loss?
     ):
         super().__init__()
         assert dcond in CAMERA_INPUTS, f"dcond {dcond!r}, expected one of {list(CAMERA_INPUTS)}"
@@ -217,24 +226,28 @@ class Discriminator(nn.Module):
         elif cmap_dim is None:
             cmap_dim = channels[4]
 
-        image = dict(img_channels=img_channels + self.conditioning.num_channels, architecture=architecture, conv_clamp=conv_clamp)
+        image = dict(img_channels=img_channels + self.conditioning.num_channels, architecture=architecture,
+                     conv_clamp=conv_clamp)
         first_layer_idx = 0
         for res in self.block_resolutions:
-            block = DiscriminatorBlock(channels[res] if res < img_resolution else 0, channels[res], channels[res // 2], resolution=res,
-                                       first_layer_idx=first_layer_idx, use_fp16=res in half, **image, **(block_kwargs or {}))
+            block = DiscriminatorBlock(channels[res] if res < img_resolution else 0, channels[res], channels[res // 2],
+                                       resolution=res, first_layer_idx=first_layer_idx, use_fp16=res in half, **image,
+                                       **(block_kwargs or {}))
             first_layer_idx += block.num_layers
             setattr(self, f"b{res}", block)
         if cmap_dim > 0:
-            self.mapping = MappingNetwork(z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {}))
+            self.mapping = MappingNetwork(z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None,
+                                          **(mapping_kwargs or {}))
         self.cmap_dim = cmap_dim
-        self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim=cmap_dim, resolution=4, **image, **(epilogue_kwargs or {}))
+        self.b4 = DiscriminatorEpilogue(channels[4], cmap_dim=cmap_dim, resolution=4, **image,
+                                        **(epilogue_kwargs or {}))
         self.camera_predictor = CameraPredictor(c_dim, img_channels, img_resolution) if predicts_camera else None
 
     @misc.own_precision
-    def forward(self, img: torch.Tensor, c: torch.Tensor | None, update_emas: bool = False, **block_kwargs: Any) -> torch.Tensor:
-        """img: [N, img_channels, H, W], c: [N, c_dim]; one of either serves many of the other. Returns logits [N, 1].
+    def forward(self, img: Tensor, c: Tensor | None, update_emas: bool = False, **block_kwargs: Any) -> Tensor:
+        """img: [N, img_channels, H, W], c: [N, c_dim]; one image serves many labels, and one label many images.
 
-        `update_emas` is there for other discriminators.
+        Returns logits [N, 1]. `update_emas` has no effect; other discriminators use it.
         """
         rays = self.conditioning.bind(c, img.shape[0])
         img = rays.append_to(rays.expand(img.to(computing_dtype(img))))
@@ -246,3 +259,92 @@ class Discriminator(nn.Module):
 
     def extra_repr(self) -> str:
         return f"c_dim={self.c_dim}, img_resolution={self.img_resolution}, img_channels={self.img_channels}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network that tells the camera of an image. It learns from real images; G is rewarded for the camera asked for.
+#
+# D has had auxiliary tasks since Odena et al. 2017 (AC-GAN). This one is a regression, with a network of its own that
+# sees no rays, since they would give the answer away.
+
+FINAL_SIZE = 4                           # pixels per side where the convolutions end
+GROUP = 16                               # channels that are normalised together
+SLOPE = 0.2                              # of the leaky ReLU
+LR_MULTIPLIER = 3                        # learns faster than D, since G learns cameras only from what it can tell
+MIN_SPREAD = 1e-4                        # a number of the label with less standard deviation counts as constant
+
+
+class CameraPredictor(nn.Module):
+    """Images -> standardised camera labels.
+
+    Learning rates are equalised. Groups of channels are normalised per sample (Wu and He 2018), so the result does not
+    depend on the rest of the batch.
+    """
+
+    def __init__(self,
+        c_dim:          int,            # Numbers in a label.
+        img_channels:   int,
+        resolution:     int,            # Of the images; a power of two.
+        max_resolution: int = 32,       # Larger images are reduced to this, as poses need no details.
+        base_channels:  int = 16,       # At the full size; doubled when the size is halved ...
+        max_channels:   int = 96,       # ... up to this.
+        features:       int = 128,      # Before the last layer.
+    ):
+        super().__init__()
+        self.size = min(resolution, max_resolution)
+        sizes = [self.size >> i for i in range(int(math.log2(self.size // FINAL_SIZE)) + 1)]
+        channels = [min(base_channels << i, max_channels) for i in range(len(sizes))]
+        self.layers = nn.ModuleList([_Layer(img_channels, channels[0], stride=1)])
+        for before, after, size in zip(channels, channels[1:], sizes[1:]):
+            self.layers.append(_Layer(before, after, stride=2))
+            if size <= 16:
+                self.layers.append(_Layer(after, after, stride=1))
+        self.fc = FullyConnectedLayer(channels[-1] * FINAL_SIZE ** 2, features, activation="lrelu",
+                                      lr_multiplier=LR_MULTIPLIER)
+        self.out = FullyConnectedLayer(features, c_dim, lr_multiplier=LR_MULTIPLIER, weight_init=0.1)
+        self.register_buffer("label_mean", torch.zeros([c_dim], dtype=torch.float32))
+        self.register_buffer("label_scale", torch.ones([c_dim], dtype=torch.float32))     # 1 / deviation; 0: constant
+
+    @torch.no_grad()
+    def fit_labels(self, labels: Iterable[np.ndarray]) -> None:
+        """Takes mean and deviation from the labels [c_dim] of the data set."""
+        table = np.stack(list(labels)).astype(np.float64)
+        spread = table.std(axis=0)
+        self.label_mean.copy_(torch.from_numpy(table.mean(axis=0)))
+        self.label_scale.copy_(torch.from_numpy(np.where(spread > MIN_SPREAD, 1 / np.maximum(spread, MIN_SPREAD), 0)))
+
+    @misc.own_precision
+    def forward(self, img: Tensor) -> Tensor:
+        """img: [N, C, H, W]. Returns (label - mean) / deviation, [N, c_dim]; values of constants mean nothing."""
+        x = img.to(computing_dtype(self.out.weight))
+        if x.shape[2] > self.size:
+            x = nn.functional.avg_pool2d(x, x.shape[2] // self.size)
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(self.fc(x.flatten(1)))
+
+    def error(self, img: Tensor, c: Tensor) -> Tensor:
+        """Mean squared error of the standardised label, [N]. A constant guess of the mean has 1 on average."""
+        off = self(img) - (c - self.label_mean) * self.label_scale
+        varies = self.label_scale > 0
+        return (off.square() * varies).sum(dim=1) / varies.sum().clamp(min=1)
+
+
+class _Layer(nn.Module):
+    """A 3x3 convolution, group normalisation and leaky ReLU, added to the input if that has the same shape."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.residual = stride == 1 and in_channels == out_channels
+        self.weight = nn.Parameter(torch.randn([out_channels, in_channels, 3, 3], dtype=torch.float32) / LR_MULTIPLIER)
+        self.weight_gain = LR_MULTIPLIER / math.sqrt(in_channels * 9)
+        self.norm_weight = nn.Parameter(torch.ones([out_channels], dtype=torch.float32))
+        self.norm_bias = nn.Parameter(torch.zeros([out_channels], dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv2d_gradfix.conv2d(x, self.weight.to(x.dtype) * self.weight_gain, stride=self.stride, padding=1)
+        groups = max(y.shape[1] // GROUP, 1)
+        y = nn.functional.group_norm(y, groups, self.norm_weight.to(x.dtype), self.norm_bias.to(x.dtype))
+        y = nn.functional.leaky_relu(y, SLOPE)
+        return (x + y) * math.sqrt(0.5) if self.residual else y

@@ -1,0 +1,1 @@
+"""How a data set is read: folders and zips, images, labels. `training.dataset` puts them together."""
