@@ -26,6 +26,7 @@ from metrics.results import read_curves
 from torch_utils import signals
 from training.run import resume
 from training.run import state as training_state
+from training.run.config import fingerprint
 from training.run.status import Status, read_stats
 
 ROOT = Path(__file__).parent.parent
@@ -579,6 +580,32 @@ def test_damaged_options_of_another_run_end_no_new_one(options, copied, camera_z
     (copied / "training_options.json").write_bytes(options)
     code, output = run_train(*arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024", "--batch=16", "-n"))
     assert code == 0 and "--resume" not in output
+
+
+def test_a_run_from_before_classes_moved_goes_on(copied, camera_zip):
+    """Its files name D by its old name."""
+    def as_before(text):
+        assert "training.networks.discriminator.Discriminator" in text
+        return text.replace("training.networks.discriminator.Discriminator", "training.discriminator.Discriminator")
+
+    state = training_state.states_of(str(copied))[0]
+    options = copied / "training_options.json"
+    options.write_text(as_before(options.read_text()))
+    _with(state, config=as_before(training_state.load(state)["config"]))
+    same = arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024")
+    code, output = run_train(*same, "-n", "--batch=16")
+    assert code == 0 and f"--resume={copied}" in output and "batch_size 8 -> 16)" in output and "class_name" not in output[output.index("note "):]
+    code, output = run_train(*same, "-n", f"--resume={copied}", "--batch=16")
+    assert code == 0 and "Changed since then: batch_size 8 -> 16" in output and "class_name" not in output[output.index("note "):]
+    code, output = run_train(*same)
+    assert code == 0 and "Continues the run" in output and "2 steps are done" in output
+    assert "training.networks.discriminator.Discriminator" in options.read_text()
+
+
+def test_fingerprints_have_not_changed_with_the_names_of_classes(copied):
+    config = json.loads((copied / "training_options.json").read_text())
+    old = dict(config, D_kwargs=dict(config["D_kwargs"], class_name="training.discriminator.Discriminator"))
+    assert fingerprint(config, "cameras") == fingerprint(old, "cameras") != fingerprint(dict(old, random_seed=1), "cameras")
 
 
 def test_a_state_wins_over_the_network_it_started_from(begun, camera_zip, tmp_path):

@@ -84,6 +84,53 @@ def test_an_import_that_points_the_other_way_would_be_noticed(source, tmp_path, 
     assert len(list(wrong_imports([(tmp_path / "module.py", "train")], ours))) == ("tests" in source)
 
 
+def project_modules():
+    """Dotted name -> path, of all packages."""
+    files = {path: path.relative_to(ROOT).with_suffix("").parts for path, _ in project_files()}
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for path, parts in files.items()}
+
+
+def loaded_with(path, modules):
+    """The modules of ours that are imported at the top of a file: `from a import b` is a.b, if that is a module."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else node.module for name in names if name in modules or node.module in modules)
+
+
+def circles(imports):
+    """Chains of modules that import each other."""
+    done = set()
+
+    def follow(name, chain):
+        if name in chain:
+            yield chain[chain.index(name):]
+        elif name not in done:
+            for other in imports.get(name, ()):
+                yield from follow(other, [*chain, name])
+            done.add(name)
+
+    return [circle for name in imports for circle in follow(name, [])]
+
+
+def test_no_two_modules_import_each_other():
+    modules = project_modules()
+    assert circles({name: set(loaded_with(path, modules)) - {name} for name, path in modules.items()}) == []
+
+
+def test_a_circle_would_be_noticed():
+    assert circles(dict(a=["b"], b=["c"], c=["b"])) == [["b", "c"]] and circles(dict(a=["b", "c"], b=["c"])) == []
+
+
+def test_no_folder_holds_more_than_16_modules():
+    folders = {path.parent for path, _ in project_files() if path.parent != ROOT}
+    counts = {folder.relative_to(ROOT).as_posix(): len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) for folder in folders}
+    counts.pop("benchmarks")
+    assert counts["training"] > 5 and {folder: count for folder, count in counts.items() if count > 16} == {}
+
+
 # --- lists of packages
 
 def pyproject():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dnnlib import EasyDict, UserError
+from dnnlib.util import RENAMED, get_obj_by_name
 from torch_utils import persistence
 from training import networks_raycond2
 from training.networks import discriminator
@@ -161,6 +162,23 @@ def test_files_hold_no_code_and_few_names():
     assert type(meta) is dict and set(meta) == {"type", "version", "class_name", "init_args", "init_kwargs", "state"}
     assert meta["class_name"] == "training.networks_raycond2.Generator" and meta["type"] == "class"
     assert type(meta["init_kwargs"]["mapping_kwargs"]) is dict
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_class_that_moved_is_found_by_its_old_name(old):
+    """In network files and in configurations."""
+    cls = get_obj_by_name(RENAMED[old])
+    assert get_obj_by_name(old) is cls and persistence.is_persistent(cls) and f"{cls.__module__}.{cls.__qualname__}" == RENAMED[old]
+    assert persistence.apply_import_hooks(dict(class_name=old)).class_name == RENAMED[old]
+
+
+def test_a_file_with_the_old_name_of_a_class_opens():
+    D = discriminator.Discriminator(c_dim=0, img_resolution=8, img_channels=3, channel_base=64, channel_max=8)
+    stored = D.__reduce_ex__(5)[1][0]
+    assert stored["class_name"] == "training.networks.discriminator.Discriminator"
+    loaded = persistence._reconstruct_persistent_obj(dict(persistence.describe(D), class_name="training.discriminator.Discriminator"))
+    assert type(loaded) is discriminator.Discriminator
+    assert_same_tensors(D, loaded)
 
 
 def test_file_is_barely_larger_than_its_tensors():

@@ -1,13 +1,17 @@
 """The named parts of the training loop, each alone."""
 
+import copy
+import dataclasses
 import itertools
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
+import train
 from camera_utils import Camera, camera_for, camera_stats
 from dnnlib import UserError
 from torch_utils import misc, training_stats
@@ -16,6 +20,7 @@ from training.networks import layers
 from training.networks.discriminator import MinibatchStdLayer
 from training.presets import PRESETS, lookup
 from training.run.ada import AdaptiveStrength, FixedStrength, NoAugmentation
+from training.run.config import DataInfo, Options, build_config, preset_of
 from training.run.phases import GeneratorEMA, Phase, lazy_optimizer, update_weights
 from training.run.snapshots import grid_size, sweep_labels, to_uint8
 from training.run.state import Counters
@@ -212,6 +217,38 @@ def test_presets_are_data():
         lookup(PRESETS, "stylegan3t", "--cfg")
     assert (PRESETS["raycond3-r"].cbase, PRESETS["raycond3-r"].G_width, PRESETS["raycond3-r"].blur_init_sigma) == (32768, 2, 10)
     assert PRESETS["stylegan3-t"].glr == 0.0025 and PRESETS["stylegan3-t"].dlr == 0.002 and PRESETS["stylegan3-t"].mapping_layers == 2
+
+
+CHANGES = [
+    lambda part: part.update(x=1), lambda part: part.__setitem__("x", 1), lambda part: setattr(part, "x", 1), lambda part: part.pop("path", 0),
+    lambda part: part.setdefault("x", 1), lambda part: part.clear(), lambda part: part.popitem(), lambda part: part.__ior__(dict(x=1)),
+    lambda part: part.__delitem__(next(iter(part))), lambda part: delattr(part, next(iter(part)))]
+
+
+def test_a_configuration_refuses_changes():
+    options = Options(outdir="x", data="y", cfg="raycond2")
+    data = DataInfo("none", 8, 16, num_channels=3, label_dim=25, has_camera_labels=True, kwargs=dict(path="y", xflip=False))
+    plan = build_config(options, preset_of(options), data)
+    before = json.dumps(plan.config)
+    copies = copy.deepcopy(plan.config), pickle.loads(pickle.dumps(plan.config))
+    for config in (plan.config, *copies):
+        for part in (config, config.G_kwargs, config.G_kwargs.mapping_kwargs, config.training_set_kwargs):
+            for change in CHANGES:
+                with pytest.raises(TypeError, match="does not change"):
+                    change(part)
+        assert not hasattr(config.G_opt_kwargs.betas, "append") and json.dumps(config) == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.config = {}
+    other = plan.with_values(["a note"], total_kimg=3)
+    assert (other.config.total_kimg, other.notes[-1]) == (3, "a note") and json.dumps(plan.config) == before and "a note" not in plan.notes
+
+
+def test_options_have_one_default():
+    """That of config.Options; train.py has no other."""
+    given = train.main.make_context("train", ["--outdir=x", "--data=x"]).params
+    for field in dataclasses.fields(Options):
+        if field.default is not dataclasses.MISSING:
+            assert given[field.name] == field.default, field.name
 
 
 @pytest.mark.parametrize("low, high", [(-0.6, 0.6), (-math.pi, math.pi)])
