@@ -197,7 +197,7 @@ def main(camera_check: str, device: str, dry_run: bool, new: bool, **kwargs: Any
 
 def make_plan(asked: cfg.Options, device: str = "auto", new: bool = False, allow_geometry: bool = False,
               dry_run: bool = False) -> cfg.Plan:
-    """The run that these options ask for. Reads the data and the network or state that it starts from; writes nothing.
+    """The run that these options ask for. Reads the data, and the network or state that it starts from; writes nothing.
 
     device: 'auto', 'cuda' or 'cpu'. new: do not continue an earlier run. allow_geometry: cameras may look outward.
     dry_run: download nothing. Raises UserError for a run that could not start. Stops short if plan.earlier is finished.
@@ -211,30 +211,29 @@ def make_plan(asked: cfg.Options, device: str = "auto", new: bool = False, allow
     options = dataclasses.replace(options, gpus=gpus)
     with naming("--data", options.data):
         dataset, info = read_dataset(options, preset)
-    plan = cfg.build_config(options, preset, info, device)
-    if not new:
-        plan = resume.continue_earlier(options, preset, plan)
-    earlier = plan.earlier
+    draft = cfg.build_config(options, preset, info, device)             # as if it started from nothing
+    draft = draft if new else resume.continue_earlier(options, preset, draft)
+    earlier = draft.earlier
     if earlier is not None and earlier.finished:
-        return plan
-    before = [*cfg.describe_recipe(asked, options), *dataset.notes]
-    plan = dataclasses.replace(plan, notes=(*before, *plan.notes))
+        return draft
+    notes = [*cfg.describe_recipe(asked, options), *dataset.notes, *draft.notes]
     if info.has_camera_labels:
-        plan = plan.with_values(dataset.check_cameras(allow_geometry=allow_geometry))
+        notes += dataset.check_cameras(allow_geometry=allow_geometry)
     if earlier is None and asked.resume is None:
-        plan = plan.with_values(takeover.describe_other(options.outdir, plan.config, options, meta_networks))
-    kept = choose_start(plan, options, dry_run)
-    plan = dataclasses.replace(plan, config=takeover.with_kept(plan.config, kept)).with_values(
-        change.note for change in kept if change.note)
+        notes += takeover.describe_other(options.outdir, draft.config, options, meta_networks)
+    kept = choose_start(draft, options, dry_run)
+    config = takeover.with_kept(draft.config, kept)
+    notes += [change.note for change in kept if change.note]
     if earlier is None:
-        plan = plan.with_values(takeover.describe_camera_training(plan.config, options, preset))
-    plan = add_metrics(plan, options, dry_run)
+        notes += takeover.describe_camera_training(config, options, preset)
+    values, said = choose_metrics(config, options, dry_run)
+    notes += said
     if device == "cpu":
-        plan = plan.with_values([f"Training on the CPU in {gpus} process{'es' if gpus > 1 else ''}."])
+        notes.append(f"Training on the CPU in {gpus} process{'es' if gpus > 1 else ''}.")
     if earlier is None:
-        plan = plan.with_values(run_dir=folder.next_run_dir(options.outdir, plan.desc))
+        values.update(run_dir=folder.next_run_dir(options.outdir, draft.desc))
         folder.check_outdir(options.outdir)
-    return plan
+    return dataclasses.replace(draft, config=cfg.freeze({**config, **values}), notes=tuple(notes))
 
 
 def read_dataset(options: cfg.Options, preset: Preset) -> tuple[Any, cfg.DataInfo]:
@@ -296,36 +295,45 @@ def check_resume(config: cfg.Config, options: cfg.Options) -> list[takeover.Kept
     return [*kept, *map(takeover.Kept, describe_sizes(reports, resolution, config.img_resolution, file))]
 
 
-def add_metrics(plan: cfg.Plan, options: cfg.Options, dry_run: bool) -> cfg.Plan:
-    """The plan with the metrics' full names. Fetches their detectors (a dry run names them). Metrics that are only the
-    preset's default are left out if they cannot be computed: they fetch nothing and end no run.
+def choose_metrics(config: cfg.Config, options: cfg.Options, dry_run: bool) -> tuple[dict[str, Any], list[str]]:
+    """The configuration's `metrics` and `metric_kwargs`, and notes. Raises UserError if metrics cannot be computed. If
+    nobody asked for them, leaves them out instead.
     """
-    config, is_default = plan.config, options.metrics is None
-    if not config.metrics:
-        given = [flag for flag, value in [("--samples", options.samples), ("--detector", options.detector),
-                                          ("--pose-regressor", options.pose_regressor),
-                                          ("--embedding", options.embedding)] if value]
-        return plan.with_values([f"There are no --metrics: {', '.join(given)} has no effect."] if given else [])
+    skipped = []
+    if config.metrics:
+        import metrics
+        kwargs = metrics.detector_options(options.detector, options.pose_regressor, options.embedding)
+        try:
+            names, notes = prepare_metrics(config, options, kwargs, dry_run)
+            return dict(metrics=names, metric_kwargs=kwargs), notes
+        except UserError as error:
+            if options.metrics is not None or options.detector:
+                raise
+            skipped = [f"The default metric is skipped. {error.message}."]
+    given = [f"--{name.replace('_', '-')}" for name in ("samples", "detector", "pose_regressor", "embedding")
+             if getattr(options, name)]
+    unused = [f"There are no --metrics: {', '.join(given)} has no effect."] if given else []
+    return dict(metrics=[], metric_kwargs={}), skipped + unused
+
+
+def prepare_metrics(config: cfg.Config, options: cfg.Options, kwargs: dict[str, Any],
+                    dry_run: bool) -> tuple[list[str], list[str]]:
+    """The metrics' full names, and notes. Fetches their detectors; a dry run names these, and the preset's metrics,
+    which nobody asked for, fetch nothing.
+    """
     import metrics
-    kwargs = metrics.detector_options(options.detector, options.pose_regressor, options.embedding)
+    is_default = options.metrics is None
     absent: list[str] | None = [] if dry_run and not is_default else None
     fetch = dict(fetch=False) if is_default else dict(absent=absent)
-    try:
-        names = metrics.prepare(list(config.metrics), config.training_set_kwargs, meta_networks(config)[0],
-                                samples=options.samples, **fetch, **kwargs)
-    except UserError as error:
-        if not is_default or options.detector:           # the user asked for them
-            raise
-        skipped = plan.with_values([f"The default metric is skipped. {error.message}."], metrics=[])
-        return add_metrics(skipped, options, dry_run)
-    notes = []
+    names = metrics.prepare(list(config.metrics), config.training_set_kwargs, meta_networks(config)[0],
+                            samples=options.samples, **fetch, **kwargs)
     if is_default:
-        notes = [f"--metrics={','.join(names)} is the default; --samples=N takes fewer images, "
-                 "--metrics=none computes none."]
-    elif absent:
-        notes = [f"-n downloads nothing: the run fetches the detector{'s' if len(absent) > 1 else ''} "
-                 f"{', '.join(absent)} first."]
-    return plan.with_values(notes, metrics=names, metric_kwargs=kwargs)
+        return names, [f"--metrics={','.join(names)} is the default; --samples=N takes fewer images, "
+                       "--metrics=none computes none."]
+    if absent:
+        return names, [f"-n downloads nothing: the run fetches the detector{'s' if len(absent) > 1 else ''} "
+                       f"{', '.join(absent)} first."]
+    return names, []
 
 
 def meta_networks(config: cfg.Config) -> tuple[Any, Any]:
