@@ -47,7 +47,8 @@ Examples:
 
   \b
   # Go on from a state with another batch size, in a new run.
-  python train.py --outdir=training-runs --data=heads.zip --cfg=raycond2-tiny --batch=32 --resume=training-runs/00000-.../training-state-000040.pt
+  python train.py --outdir=training-runs --data=heads.zip --cfg=raycond2-tiny --batch=32 \\
+      --resume=training-runs/00000-.../training-state-000040.pt
 
   \b
   # Only show what would be run.
@@ -318,8 +319,8 @@ def choose_metrics(config: cfg.Config, options: cfg.Options, dry_run: bool) -> t
 
 def prepare_metrics(config: cfg.Config, options: cfg.Options, kwargs: dict[str, Any],
                     dry_run: bool) -> tuple[list[str], list[str]]:
-    """The metrics' full names, and notes. Fetches their detectors; a dry run names these, and the preset's metrics,
-    which nobody asked for, fetch nothing.
+    """The metrics' full names, and notes. Fetches their detectors, except for the preset's metrics, which nobody asked
+    for. A dry run only names the detectors.
     """
     import metrics
     is_default = options.metrics is None
@@ -375,7 +376,7 @@ def launch(plan: cfg.Plan) -> None:
         with logged(run_dir):
             print(describe_plan(plan))
         folder.remove_parts(run_dir)
-        state, _ = training_state.newest(run_dir, set_aside=True)        # again, now that nobody else is writing
+        state, _ = training_state.newest(run_dir, set_aside=True)        # again, now that no other process writes
         try:
             stopped_by = distributed.launch(run_process, config["num_gpus"], config["device"], config, state)
         except signals.Interrupted as error:

@@ -81,7 +81,7 @@ class Dataset(torch.utils.data.Dataset):
         return image, self._labels.encoded(raw_idx, mirrored)
 
     def get_label(self, idx: int) -> np.ndarray:
-        """Label of item `idx`, float32 [label_dim]. The camera of a mirrored image is mirrored, too."""
+        """Label of item `idx`, float32 [label_dim]. Mirrored images have mirrored cameras."""
         return self._labels.encoded(*self._items[idx].item())
 
     def get_details(self, idx: int) -> EasyDict:

@@ -36,7 +36,7 @@ FILLED = ("cfg", "gamma", "resume", "batch", "aug", "cond", "snap")     # by a r
 MOST_WORKERS = 3                         # default per process
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
     """What the user asked for; train.py takes its defaults from here. None: the preset or the data decides."""
 
@@ -84,7 +84,7 @@ class Options:
     workers: int | None         = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataInfo:
     """What the configuration needs to know about the data."""
 
@@ -92,13 +92,13 @@ class DataInfo:
     num_images: int
     resolution: int
     num_channels: int
-    label_dim: int              = 0      # with labels read
+    label_dim: int              = 0      # of the labels that the run reads
     has_camera_labels: bool     = False
-    kwargs: dict                = field(default_factory=dict)       # training_set_kwargs that gave all this
+    kwargs: dict                = field(default_factory=dict)       # training_set_kwargs
 
 
 class Config(EasyDict):
-    """A configuration. Refuses changes."""
+    """A configuration. Raises TypeError if someone tries to change it."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError("a run's configuration does not change; build another one")
@@ -110,7 +110,7 @@ class Config(EasyDict):
 
 
 def freeze(value: Any) -> Any:
-    """Dicts as Config and lists as tuples, to the innermost."""
+    """Dicts become Config and lists become tuples, at all depths."""
     if isinstance(value, dict):
         return Config({key: freeze(item) for key, item in value.items()})
     return tuple(map(freeze, value)) if isinstance(value, (list, tuple)) else value
@@ -263,7 +263,7 @@ def _data_loader_kwargs(options: Options, pin_memory: bool) -> dict[str, Any]:
 
 
 def _check_data(options: Options, preset: Preset, data: DataInfo, notes: list[str]) -> None:
-    """Raises UserError where the options ask for something that the data cannot give. Adds to the notes."""
+    """Raises UserError if the options ask for something that the data cannot give. Adds to the notes."""
     if data.resolution < 8:
         raise UserError(f"--data={options.data}: images of {data.resolution} px; the networks need 8 px or more: "
                         "resize them first")

@@ -218,7 +218,7 @@ class _Sink:
         if self._error is None:
             try:
                 return self._stream.write(data)
-            except BaseException as error:             # an interrupt, too
+            except BaseException as error:             # also an interrupt
                 self._error = error
         return len(memoryview(data).cast("B"))
 
