@@ -199,7 +199,7 @@ class SynthesisLayer(misc.KeepsFilters):
     def _factor(self, sampling_rate: float) -> int:
         factor = round(self.tmp_sampling_rate / sampling_rate)
         assert sampling_rate * factor == self.tmp_sampling_rate, \
-            f"{self.tmp_sampling_rate} samples are not a multiple of {sampling_rate}"
+            f"{self.tmp_sampling_rate} samples are no multiple of {sampling_rate}"
         return factor
 
     def _padding(self, axis: int) -> tuple[int, int]:

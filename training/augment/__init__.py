@@ -76,7 +76,8 @@ class AugmentPipe(misc.KeepsFilters):
         super().__init__()
         for name, value in settings.items():
             setattr(self, name, tuple(map(float, value)) if name == "imgfilter_bands" else float(value))
-        assert len(self.imgfilter_bands) == NUM_BANDS, f"{imgfilter_bands=}, expected {NUM_BANDS} numbers"
+        assert len(self.imgfilter_bands) == NUM_BANDS, \
+            f"imgfilter_bands {imgfilter_bands}, expected {NUM_BANDS} numbers"
         self.register_buffer("p", torch.ones([], dtype=torch.float32))
         self.register_buffer("Hz_geom", torch.as_tensor(symlet(6), dtype=torch.float32))
         self.register_buffer("Hz_fbank", torch.as_tensor(octave_filters(2, NUM_BANDS), dtype=torch.float32))
