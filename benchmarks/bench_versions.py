@@ -46,7 +46,7 @@ settled.__enter__()
 print(max(phase.interval for phase in step.stepper.phases), flush=True)
 for line in sys.stdin:
     begin = time.process_time()
-    step.stepper.step(int(line), step.batch, cur_nimg=0)
+    step.stepper.step(int(line), step.batch, cur_nimg=10**6)     # when all losses have begun
     step.update_average()
     print(time.process_time() - begin, flush=True)
 """
@@ -85,17 +85,18 @@ class Version:
 @click.option("--batch", default=16, show_default=True, help="Images in a step")
 @click.option("--dcond", type=click.Choice(["pose", "rays", "both"]), default="both", show_default=True, help="How D learns the camera")
 @click.option("--path-length/--no-path-length", default=True, show_default=True, help="With path length regularisation every 4 steps?")
+@click.option("--own-presets", is_flag=True, help="Each version trains its preset as it is; --dcond and --path-length do not count")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of each version")
 @click.option("--rounds", default=12, show_default=True, help="Each trains both versions")
 @click.option("--csv", "csv_path", help="Append the result to this file", metavar="FILE")
-def main(before: str, cfg: str, resolution: int, batch: int, dcond: str, path_length: bool, threads: int, rounds: int,
-         csv_path: str | None) -> None:
+def main(before: str, cfg: str, resolution: int, batch: int, dcond: str, path_length: bool, own_presets: bool, threads: int,
+         rounds: int, csv_path: str | None) -> None:
     """Compare training in the folder BEFORE with training in this one. Both train the same: settings that presets of
-    different versions do not share are set here."""
+    different versions do not share are set here, unless --own-presets is given."""
     pl_weight, interval = (2.0, 4) if path_length else (0.0, None)
     same = dict(dcond=dcond, camera_loss=0.0, pl_weight=pl_weight, G_reg_interval=interval,
                 synthesis_kwargs=[["fused_modconv_default", "inference_only"]])
-    settings = cfg, resolution, batch, threads, json.dumps(same)
+    settings = cfg, resolution, batch, threads, json.dumps({} if own_presets else same)
     versions = [Version(Path(before).resolve(), *settings), Version(ROOT, *settings)]
     period = versions[0].period
     for version in versions:
@@ -113,8 +114,8 @@ def main(before: str, cfg: str, resolution: int, batch: int, dcond: str, path_le
     images = period * batch
     ratios = sorted(old / new for old, new in times)
     results.keep(csv_path, dict(
-        network=cfg, resolution=resolution, batch=batch, dcond=dcond, path_length=path_length, threads=threads,
-        rounds=rounds,
+        network=cfg, resolution=resolution, batch=batch, dcond="own" if own_presets else dcond,
+        path_length="own" if own_presets else path_length, threads=threads, rounds=rounds,
         before_images_per_s=f"{images / statistics.median(old for old, _ in times):.1f}",
         after_images_per_s=f"{images / statistics.median(new for _, new in times):.1f}",
         speedup=f"{statistics.median(ratios):.3f}", least=f"{ratios[0]:.3f}", most=f"{ratios[-1]:.3f}"))
