@@ -103,10 +103,10 @@ def test_a_stylegan3_network_of_another_size_keeps_its_own_filters():
 def test_scripts_may_start_from_networks_in_memory():
     options = cfg.Options(cfg="raycond2", outdir="", data="", cbase=128, cmax=16, batch=4, mbstd_group=2)
     info = cfg.DataInfo("none", 8, 16, num_channels=3, label_dim=25, has_camera_labels=True)
-    config = cfg.build_config(options, cfg.preset_of(options), info).config
+    plan = cfg.build_config(options, cfg.preset_of(options), info)
     torch.manual_seed(0)
-    G, D, ema = make_networks(config, torch.device("cpu"))
-    config.resume_pkl = "mine"
-    found = make_networks(config, torch.device("cpu"), {"mine": dict(G=G, D=D, G_ema=ema.model)}.get)
+    G, D, ema = make_networks(plan.config, torch.device("cpu"))
+    resumed = plan.with_values(resume_pkl="mine").config
+    found = make_networks(resumed, torch.device("cpu"), {"mine": dict(G=G, D=D, G_ema=ema.model)}.get)
     for module, source in zip((*found[:2], found[2].model), (G, D, ema.model)):
         assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), source.state_dict().values()))
