@@ -220,7 +220,7 @@ def generate(G: torch.nn.Module, seeds: list[int], labels: torch.Tensor, batch: 
 @cli.device_option
 def main(network: str, seeds: list[int], outdir: str, trunc: float, class_idx: int | None, noise_mode: str, translate: tuple[float, float],
          rotate: float, grid: bool, trust: bool, batch: int | None, device: str, **camera_options: Any) -> None:
-    """Generate images: seed0000.png, or seed0000-view00.png and so on where there are several cameras."""
+    """Generate images: seed0000.png, or seed0000-view00.png and so on for several cameras."""
     memory.keep_freed()
     target = torch.device(choose_device(device))
     print(f"Loading {network} ...")

@@ -15,7 +15,7 @@ So this unpickler checks the values themselves before it uses them: only text an
 and result knows how much it would be if written out, how deep it nests and whether it already lies in another one.
 `torch.load(weights_only=True)` has the same gaps: keys of 60 levels hang it too. What passes is bounded:
 
-    it calls and imports nothing but the names in the table, and changes no attributes but of results listed there;
+    it calls and imports only the names in the table, and changes attributes only of results that the table lists;
     it allocates a small multiple of the file; it builds no cycles.
 
 Opcodes that no pickler of protocol 2 to 5 writes for a network are refused by name.
@@ -159,7 +159,7 @@ class RestrictedUnpickler:
         return values
 
     def pop_last(self, count: int) -> list[Any]:
-        """The last values on the stack; IndexError where there are fewer."""
+        """The last values on the stack. Raises IndexError if it has fewer."""
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def drop(self) -> None:

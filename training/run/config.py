@@ -244,7 +244,9 @@ def _loss_kwargs(preset: Preset, gamma: float, batch: int, camera_loss: float, w
     loss = dict(class_name="training.loss.StyleGAN2Loss", r1_gamma=gamma, style_mixing_prob=preset.style_mixing_prob,
                 pl_weight=preset.pl_weight)
     if camera_loss > 0:
-        loss.update(camera_weight=camera_loss, camera_start_kimg=0 if warm_start else preset.camera_start_kimg)
+        loss.update(camera_weight=camera_loss)
+        if preset.camera_start_kimg > 0 and not warm_start:            # without it the loss begins at once
+            loss.update(camera_start_kimg=preset.camera_start_kimg)
     if warm_start:
         loss.update(blur_init_sigma=0, blur_fade_kimg=0)
     elif preset.blur_init_sigma > 0:

@@ -97,7 +97,7 @@ def _keep_camera_training(config: Config, source: str, old: dict | None, options
             notes.append(f"{source} was trained with --camera-loss={camera_loss:g}, which is kept.")
         if camera_loss > 0:
             D.update(predicts_camera=True)
-            loss.update(camera_weight=camera_loss, camera_start_kimg=loss.get("camera_start_kimg", 0))
+            loss.update(camera_weight=camera_loss)
         else:
             D.pop("predicts_camera", None)
             loss = {key: value for key, value in loss.items() if key not in ("camera_weight", "camera_start_kimg")}
@@ -137,9 +137,9 @@ def branch_off(config: Config, path: str, options: Options) -> list[Kept]:
     kept += _keep_camera_training(with_kept(config, kept), path, old.D_kwargs, options,
                                   old.loss_kwargs.get("camera_weight", 0))
     now = with_kept(config, kept)
-    loss = {**now.loss_kwargs, **{key: value for key, value in old.loss_kwargs.items() if key.startswith("blur")}}
-    if now.camera_loss > 0:
-        loss.update(camera_start_kimg=old.loss_kwargs.get("camera_start_kimg", 0))
+    loss = {key: value for key, value in now.loss_kwargs.items() if key != "camera_start_kimg"}
+    loss.update({key: value for key, value in old.loss_kwargs.items()
+                 if key.startswith("blur") or (key == "camera_start_kimg" and now.camera_loss > 0)})
     values = dict(resume_state=path, resume_pkl=None, ema_rampup=old.ema_rampup, loss_kwargs=loss)
     if "ada_kimg" in config and "ada_kimg" in old:
         values.update(ada_kimg=old.ada_kimg)
@@ -214,9 +214,9 @@ def describe_other(outdir: str, config: Config, options: Options, make_networks:
         if trial is not None:
             changes = describe_changes(old, trial)
             more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
-            return [f"Begins a new run. An earlier one, {run_dir}, is another training "
-                    f"({'; '.join(changes[:MOST_CHANGES])}{more}): to go on from its state "
-                    f"with this command's options, add --resume={run_dir}."]
+            what = "; ".join(changes[:MOST_CHANGES]) or "it began with other defaults"
+            return [f"Begins a new run. An earlier one, {run_dir}, is another training ({what}{more}): "
+                    f"to go on from its state with this command's options, add --resume={run_dir}."]
     return []
 
 
