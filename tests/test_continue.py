@@ -594,7 +594,7 @@ def test_a_run_from_before_classes_moved_goes_on(copied, camera_zip):
     _with(state, config=as_before(training_state.load(state)["config"]))
     same = arguments(copied.parent, camera_zip, "--cfg=raycond2", "--kimg=0.024")
     code, output = run_train(*same, "-n", "--batch=16")
-    assert code == 0 and f"--resume={copied}" in output and "batch_size 8 -> 16)" in output and "class_name" not in output[output.index("note "):]
+    assert code == 0 and f"--resume={copied}" in output and "batch_size 8 -> 16" in output and "class_name" not in output[output.index("note "):]
     code, output = run_train(*same, "-n", f"--resume={copied}", "--batch=16")
     assert code == 0 and "Changed since then: batch_size 8 -> 16" in output and "class_name" not in output[output.index("note "):]
     code, output = run_train(*same)
