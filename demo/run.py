@@ -107,15 +107,15 @@ def choose_kimg(network: str, seconds: float) -> float:
 def load(network: str) -> dict:
     """The networks of a snapshot. Raises UserError where they have no cameras or are not all there."""
     networks = legacy.load_network_pkl(network)
-    if any(networks[name] is None for name in ("G", "D", "G_ema", "camera_stats")):
-        raise UserError(f"--network={network}: expected a snapshot with G, D and camera statistics, as train.py writes it")
+    if any(networks[name] is None for name in ("D", "G_ema", "camera_stats")):
+        raise UserError(f"--network={network}: expected a snapshot with G_ema, D and camera statistics, as train.py writes it")
     return networks
 
 
 def seconds_per_pass(network: str, repeats: int = 5) -> float:
     """Time of one batch through G and D and back, the fastest of some."""
     networks = load(network)
-    G, D, stats = networks["G"], networks["D"], networks["camera_stats"]
+    G, D, stats = networks["G_ema"], networks["D"], networks["camera_stats"]
     z = torch.randn([BATCH, G.z_dim], dtype=torch.float32)
     c = Camera.from_stats(stats, torch.linspace(-0.5, 0.5, BATCH, dtype=torch.float32), torch.zeros(BATCH, dtype=torch.float32)).to_label()
     times = []
