@@ -39,8 +39,9 @@ from dnnlib.stylegan_helpers import (
 )
 
 __all__ = [
-    "CONTROL", "EXIT_BROKEN_PIPE", "EasyDict", "Logger", "RENAMED", "Screen", "UserError", "ask_yes_no", "call_func_by_name",
-    "closest", "construct_class_by_name", "copy_files_and_create_dirs", "format_time", "format_time_brief",
+    "CONTROL", "EXIT_BROKEN_PIPE", "EasyDict", "Logger", "RENAMED", "Screen", "UserError", "ask_yes_no",
+    "call_func_by_name", "closest", "construct_class_by_name", "copy_files_and_create_dirs", "format_time",
+    "format_time_brief",
     "get_dtype_and_ctype", "get_module_dir_by_obj_name", "get_module_from_obj_name", "get_obj_by_name",
     "get_obj_from_module", "get_top_level_function_name", "is_at_hand", "is_pickleable", "is_top_level_function",
     "is_url", "list_dir_recursively_with_ignore", "make_cache_dir_path", "naming", "open_url", "open_whole",
