@@ -197,7 +197,8 @@ def judge(files: Files, run_dir: str, kimg: float) -> dict[str, float]:
 def motion(files: Files, snapshot: str) -> dict[str, float]:
     """Does what is seen move, or fade? Compares mean images at several yaws with the renderer's, which move.
 
-    mean_image_error: RMS difference of what changes with yaw over that of the renderer's change; 0: moves alike, 1: as if it stood still.
+    mean_image_error: RMS difference of what changes with yaw over that of the renderer's change; 0: moves alike, 1: as if it
+    stood still, or as much else changes as moves alike.
     """
     import legacy
     from camera_utils import Camera
@@ -255,8 +256,8 @@ def table() -> str:
         cells = []
         for column in COLUMNS:
             values = np.array([float(row[column]) for row in rows])
-            spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.2f}{spread}")
+            spread = f" ± {values.std(ddof=1):.2g}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.3g}{spread}")
         lines.append(f"| {name} | {kimg:g} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
