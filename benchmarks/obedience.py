@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from results import append_rows, circumstances
 
+import dnnlib
 from dnnlib import UserError, cli
 from dnnlib.util import run_program
 
@@ -281,6 +282,9 @@ def main(folder: str, only: str | None, seeds: tuple[int, ...] | None, kimg: flo
     if only_table:
         print(table())
         return
+    used = os.path.dirname(os.path.dirname(os.path.abspath(dnnlib.__file__)))
+    if used != ROOT:                     # another clone is installed: training would run this code, judging that one
+        raise UserError(f"the code in {used} would judge what {ROOT} trains; set PYTHONPATH={ROOT}")
     names = list(RUNS) if only is None else only.split(",")
     unknown = [name for name in names if name not in RUNS]
     if unknown:

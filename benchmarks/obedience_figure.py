@@ -1,7 +1,8 @@
 """Asked for and seen: yaw and pitch of networks' images against those of the camera, as a figure for the README.
 
-    python benchmarks/obedience_figure.py --pose-regressor=obedience/pose-heads-32.pt --dest=docs/images/heads-obedience.png \\
-        "this network=checkpoints/raycond2-heads-64x64.pkl" "published recipe=obedience/runs/pose-seed0/.../network-snapshot-000060.pkl"
+    python benchmarks/obedience_figure.py --pose-regressor=obedience/pose-heads-32.pt --dest=obedience.png \\
+        "this network=checkpoints/raycond2-heads-32x32.pkl" \\
+        "published recipe=obedience/runs/pose-with-published-rays-seed0/.../network-snapshot-000060.pkl"
 """
 
 from __future__ import annotations

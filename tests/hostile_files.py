@@ -156,7 +156,7 @@ def nested(opener, closer, depth):
 
 
 def laughs(pair, levels=40):
-    """Each level holds the one before twice: small in memory, endless for whoever walks through it."""
+    """Each level holds the one before twice: small in memory, endless to walk through."""
     code = text("ha") + MEMOIZE
     for level in range(levels):
         last = b"h" + bytes([level])
